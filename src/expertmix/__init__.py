@@ -1,0 +1,68 @@
+"""See, compose, re-mix and explain how experts are routed inside language models.
+
+This is the table of contents. Names are loaded when they are first used, so `import expertmix` is
+fast and does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from expertmix.errors import ExpertmixError
+
+if TYPE_CHECKING:
+    from expertmix.bindings.record import record, sites
+    from expertmix.core.decision import Decision
+    from expertmix.core.intervention import Ablate, InOrder, Intervention, Mask, Reweight, Stage
+    from expertmix.core.replay import Replay
+    from expertmix.core.serialize import from_json
+    from expertmix.core.site import Site, SiteInfo
+    from expertmix.core.trace import Trace
+
+__version__ = "0.1.0"
+
+_CONTENTS = {
+    "Ablate": "core.intervention",
+    "Decision": "core.decision",
+    "InOrder": "core.intervention",
+    "Intervention": "core.intervention",
+    "Mask": "core.intervention",
+    "Replay": "core.replay",
+    "Reweight": "core.intervention",
+    "Site": "core.site",
+    "SiteInfo": "core.site",
+    "Stage": "core.intervention",
+    "Trace": "core.trace",
+    "from_json": "core.serialize",
+    "record": "bindings.record",
+    "sites": "bindings.record",
+}
+
+__all__ = [
+    "Ablate",
+    "Decision",
+    "ExpertmixError",
+    "InOrder",
+    "Intervention",
+    "Mask",
+    "Replay",
+    "Reweight",
+    "Site",
+    "SiteInfo",
+    "Stage",
+    "Trace",
+    "from_json",
+    "record",
+    "sites",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CONTENTS:
+        return getattr(import_module(f"expertmix.{_CONTENTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

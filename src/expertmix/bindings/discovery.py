@@ -1,0 +1,137 @@
+"""Where a transformers model routes, found by structure and not by a list of class names.
+
+A routed block holds an *experts* module, whose forward takes (hidden_states, expert numbers, weights),
+and a *router* beside it, whose gate has one row per expert. Nearly every MoE of transformers 5 looks
+like this.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from expertmix.bindings.families import UNSUPPORTED
+from expertmix.core.site import Site, SiteInfo
+from expertmix.errors import NoSitesError, UnsupportedModelError
+
+_INDEX_WORDS = ("index", "indices", "selected_experts")
+_TOP_K_NAMES = ("top_k", "num_experts_per_tok", "moe_top_k", "top_k_experts")
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A routed block of a model.
+
+    Attributes:
+        info: Its site.
+        module: The block itself, inside of which router and experts run one after the other.
+        experts: The module that gets (hidden, indices, weights).
+        router: The module that computes the logits, or None where it could not be told.
+        gate: The linear map of the router, where it is a module of its own.
+        width: Rows of the gate; more than E where the router also scores something else.
+    """
+
+    info: SiteInfo
+    module: nn.Module
+    experts: nn.Module
+    router: nn.Module | None
+    gate: nn.Module | None
+    width: int
+
+
+def find_blocks(model: nn.Module) -> tuple[Block, ...]:
+    """All routed blocks of a model, in the order of its modules.
+
+    Raises:
+        UnsupportedModelError: A family that routes in another way.
+        NoSitesError: A dense model.
+    """
+    modules = dict(model.named_modules())
+    blocks = tuple(_blocks(model, modules))
+    for module in modules.values():
+        reason = UNSUPPORTED.get(type(module).__name__)
+        if reason:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} routes in a way that cannot be recorded faithfully: {reason} "
+                f"({type(module).__name__}). See docs/models.md."
+            )
+    if not blocks:
+        raise NoSitesError(
+            f"{type(model).__name__} has no routed layer: it is a dense model. Use a MoE model, or "
+            f"make one from it and its LoRA adapters with `expertmix convert`."
+        )
+    return blocks
+
+
+def _blocks(model: nn.Module, modules: dict[str, nn.Module]) -> Iterator[Block]:
+    names = _expert_names(model)
+    for path, experts in modules.items():
+        if not path or not takes_decisions(experts) or type(experts).__name__ in UNSUPPORTED:
+            continue
+        parent_path = path.rpartition(".")[0]
+        parent = modules[parent_path]
+        router = _router(parent, experts)
+        gate, width = _gate(router)
+        count = _number(experts, ("total_experts", "num_experts")) or width
+        top_k = _top_k(router, parent, model)
+        info = SiteInfo(Site(parent_path), count, top_k, names if len(names) == count else ())
+        yield Block(info, parent, experts, router, gate, width)
+
+
+def takes_decisions(module: nn.Module) -> bool:
+    """Whether forward takes (hidden_states, expert numbers, weights) and nothing else."""
+    if isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential):
+        return False
+    names = list(inspect.signature(module.forward).parameters)
+    return (
+        len(names) == 3
+        and names[0] == "hidden_states"
+        and any(word in names[1] for word in _INDEX_WORDS)
+        and "weight" in names[2]
+    )
+
+
+def _router(block: nn.Module, experts: nn.Module) -> nn.Module | None:
+    children = {name: child for name, child in block.named_children() if child is not experts}
+    named = [child for name, child in children.items() if name in ("gate", "router")]
+    return named[0] if named else None
+
+
+def _gate(router: nn.Module | None) -> tuple[nn.Module | None, int]:
+    """The router's last linear map, if it is a module below it, and the number of its rows."""
+    if router is None:
+        return None, 0
+    linears = [m for m in router.modules() if isinstance(m, nn.Linear)]
+    if linears:
+        return linears[-1], linears[-1].out_features
+    matrices = [p for p in router.parameters() if p.dim() == 2]
+    return None, matrices[0].shape[0] if matrices else 0
+
+
+def _top_k(router: nn.Module | None, block: nn.Module, model: nn.Module) -> int:
+    owners: list[Any] = [router, block, *_configs(model)]
+    for owner in owners:
+        found = _number(owner, _TOP_K_NAMES)
+        if found:
+            return found
+    return 1
+
+
+def _number(owner: Any, names: tuple[str, ...]) -> int:
+    values = (getattr(owner, name, None) for name in names)
+    return next((value for value in values if isinstance(value, int) and value > 0), 0)
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    config = getattr(model, "config", None)
+    inner = [getattr(config, name, None) for name in ("text_config", "ffn_config")]
+    return [config, *inner]
+
+
+def _expert_names(model: nn.Module) -> tuple[str, ...]:
+    """Names that `expertmix convert` writes into a model's config."""
+    return tuple(getattr(getattr(model, "config", None), "expert_names", None) or ())

@@ -1,0 +1,1 @@
+"""Who is chosen, and how outputs combine. Filled by adapters, chains and consortia."""
