@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import expertmix as em
 from expertmix.bindings.discovery import find_blocks
+from expertmix.bindings.families import TESTED
 from expertmix.bindings.transformers import TransformersMoE
 from expertmix.errors import UnsupportedModelError, UnsupportedRuntimeError
 from expertmix.testing import NUM_EXPERTS, tiny_moe
@@ -222,6 +223,11 @@ def test_refused_families_say_why(model_type, settings):
     """A family that routes in another way is refused with the reason."""
     with pytest.raises(UnsupportedModelError, match=r"docs/models\.md"):
         TransformersMoE(tiny_moe(model_type, **settings))
+
+
+def test_the_packaged_list_is_what_passes():
+    """`expertmix models` and the benchmark name exactly the families that are tested here."""
+    assert list(TESTED) == PASSING
 
 
 def test_docs_name_every_family():

@@ -298,6 +298,30 @@ def test_replay_needs_every_token(model):
     assert kept[SITE].rows(kept.tokens.position < 5).equal(trace[SITE])
 
 
+def test_replay_of_a_dense_decision(model):
+    """A trace in which some tokens got more than K experts replays bit for bit."""
+    given = torch.rand(NUM_EXPERTS, generator=GENERATOR)
+    edit = em.Reweight(SITE, given, "weights", positions=[3])
+    with torch.no_grad(), em.record(model, edit) as trace:
+        dense = model(IDS).logits
+    assert trace[SITE].top_k == NUM_EXPERTS
+    assert torch.equal(logits_of(model, em.Replay(trace)), dense)
+
+
+def test_a_trace_streams_to_a_file(model, tmp_path):
+    """`to=` writes what memory would hold, and only when the block ends well."""
+    path = tmp_path / "trace.parquet"
+    with torch.no_grad(), em.record(model, to=path) as streamed:
+        model(IDS)
+        model(IDS[:1])
+        assert not path.exists()
+    with torch.no_grad(), em.record(model) as held:
+        model(IDS)
+        model(IDS[:1])
+    assert all(streamed[site].equal(held[site]) for site in held.sites)
+    assert torch.equal(logits_of(model, em.Replay(em.Trace.load(path))), logits_of(model))
+
+
 def test_replay_finds_tokens_under_other_padding(model):
     """A trace recorded without padding replays in a padded batch."""
     trace = traced(model, em.Ablate(SITE, [0, 1, 2, 3]))

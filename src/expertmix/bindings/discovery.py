@@ -1,8 +1,8 @@
 """Where a transformers model routes, found by structure and not by a list of class names.
 
-A routed block holds an *experts* module, whose forward takes (hidden_states, expert numbers, weights),
-and a *router* beside it, whose gate has one row per expert. Nearly every MoE of transformers 5 looks
-like this.
+A routed block holds an *experts* module, whose forward takes (hidden_states, expert numbers,
+weights), and a *router* beside it, whose gate has one row per expert. Nearly every MoE of
+transformers 5 looks like this.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def find_blocks(model: nn.Module) -> tuple[Block, ...]:
         reason = UNSUPPORTED.get(type(module).__name__)
         if reason:
             raise UnsupportedModelError(
-                f"{type(model).__name__} routes in a way that cannot be recorded faithfully: {reason} "
-                f"({type(module).__name__}). See docs/models.md."
+                f"{type(model).__name__} routes in a way that cannot be recorded faithfully: "
+                f"{reason} ({type(module).__name__}). See docs/models.md."
             )
     if not blocks:
         raise NoSitesError(

@@ -41,6 +41,8 @@ def record(
     grad: bool = False,
     to: str | Path | None = None,
     weights: str = "float32",
+    token_ids: bool = True,
+    overwrite: bool = False,
     labels: Sequence[str] | None = None,
     tokenizer: Decoder | None = None,
 ) -> Iterator[Trace]:
@@ -59,6 +61,8 @@ def record(
         to: Stream to this Parquet file instead of memory, which then stays flat. The file has its
             name only when the block has ended well.
         weights: Precision of weights in that file, `float32` or `float16`.
+        token_ids: Keep token ids in that file; whoever has the tokenizer reads the text from them.
+        overwrite: Replace a file that is there.
         labels: A name per sample, such as its domain, in the order of the samples.
         tokenizer: Keep token strings. Without it no text is kept.
 
@@ -85,6 +89,8 @@ def record(
         grad=grad,
         to=to,
         weights=weights,
+        token_ids=token_ids,
+        overwrite=overwrite,
         labels=labels,
         tokenizer=tokenizer,
     ) as trace:

@@ -124,11 +124,11 @@ class Rescoring(TorchFunctionMode):
         kind = type(self._block.router).__name__
         if self._pending and kind in BY_TOKEN_ID:
             raise InterventionError(
-                f"the router at {self._site} looks experts up by token id, not by score: nothing can "
-                f"be edited before selection. Use Ablate, or Reweight at the stage 'weights'."
+                f"the router at {self._site} looks experts up by token id, not by score: nothing "
+                f"can be edited before selection. Use Ablate, or Reweight at the stage 'weights'."
             )
         if Stage.PROBABILITIES in self._pending and kind in NO_PROBABILITIES:
             raise StageError(
-                f"the router at {self._site} ({kind}) takes another softmax for each selected expert; "
-                f"edit its logits instead"
+                f"the router at {self._site} ({kind}) takes another softmax for each selected "
+                f"expert; edit its logits instead"
             )

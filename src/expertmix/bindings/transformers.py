@@ -1,9 +1,9 @@
 """The binding for MoE models of transformers: hooks, and nothing but hooks.
 
-While attached it places every pass (which tokens), lets the tap edit what the router selects from and
-what the experts get, and reports what the experts really got. It writes to no module and registers no
-experts function, so every `experts_implementation` stays as it was. When the block ends, also after an
-exception, all hooks are gone.
+While attached it places every pass (which tokens), lets the tap edit what the router selects from
+and what the experts get, and reports what the experts really got. It writes to no module and
+registers no experts function, so every `experts_implementation` stays as it was. When the block
+ends, also after an exception, all hooks are gone.
 
 It does not know what the tap does with all this.
 """

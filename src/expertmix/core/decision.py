@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from expertmix.core.site import SiteInfo
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Decision:
@@ -61,6 +63,12 @@ class Decision:
         )
 
 
+def none(tokens: int, info: SiteInfo) -> Decision:
+    """No decision: every slot is -1 with weight 0."""
+    indices = torch.full((tokens, info.top_k), -1)
+    return Decision(indices, torch.zeros(tokens, info.top_k), info.num_experts)
+
+
 def concatenate(parts: list[Decision]) -> Decision:
     """Join decisions of one site along the token axis; narrower parts are filled with -1."""
     if len(parts) == 1:
@@ -68,13 +76,13 @@ def concatenate(parts: list[Decision]) -> Decision:
     top_k = max(part.top_k for part in parts)
     logits = [part.logits for part in parts if part.logits is not None]
     return Decision(
-        torch.cat([_widen(part.indices, top_k, -1) for part in parts]),
-        torch.cat([_widen(part.weights, top_k, 0) for part in parts]),
+        torch.cat([fit(part.indices, top_k, -1) for part in parts]),
+        torch.cat([fit(part.weights, top_k, 0) for part in parts]),
         parts[0].num_experts,
         torch.cat(logits) if len(logits) == len(parts) else None,
     )
 
 
-def _widen(values_NK: Tensor, top_k: int, fill: int) -> Tensor:
-    missing = top_k - values_NK.shape[1]
-    return torch.nn.functional.pad(values_NK, (0, missing), value=fill) if missing else values_NK
+def fit(values_NK: Tensor, width: int, fill: int) -> Tensor:
+    """(N, width): slots cut off, or added and filled."""
+    return torch.nn.functional.pad(values_NK, (0, width - values_NK.shape[1]), value=fill)

@@ -238,8 +238,8 @@ class Reweight(Intervention):
 
     At `logits` and `probabilities` the values replace, shift or scale the router's own and its rule
     then selects. At `weights`, after top-k: `set` makes the values the decision itself (experts
-    with value zero are not called, and more than K may be), `add` and `scale` change the weights of the
-    experts that were selected and nobody steps in. Values may require gradients.
+    with value zero are not called, and more than K may be), `add` and `scale` change the weights of
+    the experts that were selected and nobody steps in. Values may require gradients.
 
     Attributes:
         sites: Pattern of site names.

@@ -227,6 +227,8 @@ def record(
     grad: bool = False,
     to: str | Path | None = None,
     weights: str = "float32",
+    token_ids: bool = True,
+    overwrite: bool = False,
     labels: Sequence[str] | None = None,
     tokenizer: Decoder | None = None,
 ) -> Iterator[Trace]:
@@ -242,6 +244,8 @@ def record(
         to: Stream to this Parquet file instead of memory, which then stays flat. The file has its
             name only when the block has ended well.
         weights: Precision of weights in that file, `float32` or `float16`.
+        token_ids: Keep token ids in that file; whoever has the tokenizer reads the text from them.
+        overwrite: Replace a file that is there.
         labels: A name per sample, such as its domain, in the order of the samples.
         tokenizer: Keep token strings. Without it no text is kept.
 
@@ -264,7 +268,10 @@ def record(
         settings=routed.settings,
         versions=_versions(),
     )
-    with _destination(to, meta, weights) as (trace, sink):
+    open_store = _memory(meta)
+    if to is not None:
+        open_store = _file(meta, to, weights=weights, token_ids=token_ids, overwrite=overwrite)
+    with open_store as (trace, sink):
         recording = Recording(
             infos, interventions, recorded=recorded, logits=logits, grad=grad, labels=labels,
             decoder=tokenizer, sink=sink,
@@ -274,17 +281,20 @@ def record(
 
 
 @contextmanager
-def _destination(
-    to: str | Path | None, meta: TraceMeta, weights: str
+def _memory(meta: TraceMeta) -> Iterator[tuple[Trace, Callable[[Chunk], None]]]:
+    memory = Memory()
+    yield Trace(meta, memory), memory.held.append
+
+
+@contextmanager
+def _file(
+    meta: TraceMeta, path: str | Path, *, weights: str, token_ids: bool, overwrite: bool
 ) -> Iterator[tuple[Trace, Callable[[Chunk], None]]]:
-    if to is None:
-        memory = Memory()
-        yield Trace(meta, memory), memory.held.append
-        return
     from expertmix.core.parquet import ParquetStore, TraceWriter
 
-    with TraceWriter(to, meta, weights=weights) as writer:
-        yield Trace(meta, ParquetStore(Path(to), meta)), writer.write
+    writer = TraceWriter(path, meta, weights=weights, token_ids=token_ids, overwrite=overwrite)
+    with writer:
+        yield Trace(meta, ParquetStore(Path(path), meta)), writer.write
 
 
 def _plan(

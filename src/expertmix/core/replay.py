@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from expertmix.core.decision import Decision
+from expertmix.core.decision import Decision, fit
 from expertmix.core.intervention import Intervention, Stage
 from expertmix.core.site import Site, SiteInfo, match
 from expertmix.core.tokens import Pass
@@ -60,31 +60,13 @@ class Replay(Intervention):
 
     def edit_decision(self, decision: Decision, site: SiteInfo, at: Pass) -> Decision:
         """Replace the selection and the weights by the recorded ones."""
-        recorded = self._recorded(site.site)
-        row_T, known_T = self._find(at)
+        rows_T, known_T = self._find(at)
         wanted_T = self.addressed(at)
-        if self.missing == "error" and bool((wanted_T & ~known_T).any()):
-            first = int((wanted_T & ~known_T).nonzero()[0])
-            raise ReplayError(
-                f"the trace has no decision for sample {int(at.tokens.sample[first])}, position "
-                f"{int(at.tokens.position[first])} at {site.site}. Replay the same inputs, or pass "
-                f'missing="keep".'
-            )
-        if recorded.top_k != decision.top_k:
-            raise ReplayError(
-                f"the trace has {recorded.top_k} experts per token at {site.site}, "
-                f"the model chooses {decision.top_k}"
-            )
-        forced_T = (wanted_T & known_T)[:, None]
-        rows = row_T.to(recorded.indices.device)
-        indices = recorded.indices[rows].clamp(min=0).to(decision.indices)
-        weights = recorded.weights[rows].to(decision.weights)
-        return Decision(
-            torch.where(forced_T, indices, decision.indices),
-            torch.where(forced_T, weights, decision.weights),
-            decision.num_experts,
-            decision.logits,
-        )
+        if self.missing == "error":
+            _demand_all(wanted_T, known_T, site, at)
+        recorded = self._recorded(site.site)
+        theirs = recorded.rows(rows_T.to(recorded.indices.device))
+        return _forced(decision, theirs, (wanted_T & known_T)[:, None])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: names the trace's file.
@@ -112,7 +94,36 @@ class Replay(Intervention):
             self._index["keys"], self._index["rows"] = keys.sort()
         keys, rows = self._index["keys"], self._index["rows"]
         if not len(keys):
-            return torch.zeros(len(at), dtype=torch.int64), torch.zeros(len(at), dtype=torch.bool)
+            return at.row, torch.zeros_like(at.tokens.real)
         wanted = (at.tokens.sample * _SAMPLE + at.tokens.position).to(keys.device)
         slot = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
         return rows[slot], (keys[slot] == wanted).to(at.row.device)
+
+
+def _demand_all(wanted_T: Tensor, known_T: Tensor, site: SiteInfo, at: Pass) -> None:
+    missing = (wanted_T & ~known_T).nonzero()
+    if len(missing):
+        sample, position = (values[missing[0]].item() for values in _places(at))
+        raise ReplayError(
+            f"the trace has no decision for sample {sample}, position {position} at {site.site}. "
+            f'Replay the same inputs, or pass missing="keep".'
+        )
+
+
+def _places(at: Pass) -> tuple[Tensor, Tensor]:
+    return at.tokens.sample, at.tokens.position
+
+
+def _forced(mine: Decision, theirs: Decision, forced_T1: Tensor) -> Decision:
+    """Their decision where forced; as wide as the forced tokens need, and no wider."""
+    filled_K = ((theirs.indices >= 0).to(forced_T1.device) & forced_T1).any(0)
+    needed = int(filled_K.nonzero().max()) + 1 if bool(filled_K.any()) else 0
+    width = max(mine.top_k, needed)
+    indices = fit(theirs.indices, width, -1).clamp(min=0).to(mine.indices)
+    weights = fit(theirs.weights, width, 0).to(mine.weights)
+    return Decision(
+        torch.where(forced_T1, indices, fit(mine.indices, width, 0)),
+        torch.where(forced_T1, weights, fit(mine.weights, width, 0)),
+        mine.num_experts,
+        mine.logits,
+    )

@@ -40,6 +40,8 @@ def from_dict(data: Mapping[str, Any]) -> Intervention:
     Raises:
         ConfigError: An unknown kind, or a wrong or missing key.
     """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"an intervention must be an object with a kind, not {data!r}")
     fields = dict(data)
     kind = fields.pop("kind", None)
     if kind not in _KEYS:

@@ -8,7 +8,7 @@ file looks like (`parquet`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,8 +83,10 @@ class Memory:
         self.held = [] if chunks is None else chunks
 
     def chunks(self, sites: tuple[Site, ...]) -> Iterator[Chunk]:
-        """The chunks as they were recorded."""
-        yield from self.held
+        """The chunks as they were recorded, with decisions for these sites only."""
+        for chunk in self.held:
+            found = {site: made for site, made in chunk.decisions.items() if site in sites}
+            yield replace(chunk, decisions=found)
 
 
 class Trace:
@@ -112,7 +114,8 @@ class Trace:
 
     def info(self, site: Site) -> SiteInfo:
         """What is known of a site."""
-        return next(info for info in self.meta.sites if info.site == site)
+        known = {info.site: info for info in self.meta.sites}
+        return known[match(str(site), known)[0]]
 
     def chunks(self, pattern: str = "*") -> Iterator[Chunk]:
         """Part by part, with flat memory for a trace in a file."""
@@ -147,7 +150,7 @@ class Trace:
         if wanted not in self.sites:
             match(str(wanted), self.sites)  # raises, and lists near names
             raise KeyError(wanted)
-        parts = [chunk.decisions[wanted] for chunk in self._store.chunks((wanted,))]
+        parts = [_decision(chunk, self.info(wanted)) for chunk in self._store.chunks((wanted,))]
         if not parts:
             raise TraceError("the trace is empty: run the model inside the record block")
         if len(parts) > 1 and any(part.weights.requires_grad for part in parts):
@@ -161,7 +164,11 @@ class Trace:
         return sum(len(chunk.tokens) for chunk in self._store.chunks(()))
 
     def __repr__(self) -> str:
-        return f"Trace({len(self)} tokens, {len(self.sites)} sites, model={self.meta.model!r})"
+        try:
+            size = f"{len(self)} tokens"
+        except TraceError:
+            size = "not readable yet"
+        return f"Trace({size}, {len(self.sites)} sites, model={self.meta.model!r})"
 
     def save(
         self,
@@ -205,3 +212,9 @@ class Trace:
 
         meta = read_meta(path)
         return cls(meta, ParquetStore(Path(path), meta))
+
+
+def _decision(chunk: Chunk, info: SiteInfo) -> Decision:
+    """What was decided at a site; nothing where it did not run in this chunk."""
+    found = chunk.decisions.get(info.site)
+    return decisions.none(len(chunk.tokens), info) if found is None else found
