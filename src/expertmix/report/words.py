@@ -1,0 +1,94 @@
+"""How numbers, lists and tokens are said to a reader. It knows nothing of HTML or traces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+DASH = "\u2013"  # where there is no number
+_MINUS = "\u2212"
+_NARROW_SPACE = "\u202f"  # between a number and its percent sign
+
+
+def percent(share: float) -> str:
+    """A share in 0..1 as a whole percentage; a dash for nan."""
+    if math.isnan(share):
+        return DASH
+    hundred = 100 * share
+    if 0 < hundred < 0.5:
+        return f"<1{_NARROW_SPACE}%"
+    if 99.5 <= hundred < 100:
+        return f">99{_NARROW_SPACE}%"
+    return f"{hundred:.0f}{_NARROW_SPACE}%"
+
+
+def decimal(value: float, digits: int = 2) -> str:
+    """A number; a dash for nan."""
+    return DASH if math.isnan(value) else f"{value:.{digits}f}".replace("-", _MINUS)
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign, which a rounded zero has not; a dash for nan."""
+    rounded = round(value, digits) if not math.isnan(value) else value
+    return decimal(rounded + 0.0, digits) if not rounded > 0 else f"+{rounded:.{digits}f}"
+
+
+def count(value: int) -> str:
+    """12,345."""
+    return f"{value:,}"
+
+
+def counted(value: int, noun: str) -> str:
+    """`1 token`, `2 tokens`."""
+    return f"{count(value)} {noun}" if value == 1 else f"{count(value)} {noun}s"
+
+
+def span(values: Sequence[int]) -> str:
+    """`8`, or `8–64` where they differ."""
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}{DASH}{high}"
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """`a, b and c`; long lists are cut and say how much."""
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+def rounded(values: Sequence[float], digits: int = 4) -> list[float | None]:
+    """Short numbers for JSON, which has no nan."""
+    return [None if math.isnan(value) else round(value, digits) for value in values]
+
+
+def readable_tokens(tokens: Sequence[str]) -> list[str]:
+    """Token strings as people read them: real spaces, real letters, a mark for a line break.
+
+    Byte-level vocabularies (GPT-2's and most since) write every byte as a printable character; they
+    are told by the characters that stand for space and line feed.
+    """
+    byte_level = any("Ġ" in token or "Ċ" in token for token in tokens)
+    decode = _from_bytes if byte_level else _from_pieces
+    return [decode(token).replace("\r", "").replace("\n", "↵\n") for token in tokens]
+
+
+def _from_pieces(token: str) -> str:
+    return "\n" if token == "<0x0A>" else token.replace("▁", " ")
+
+
+def _from_bytes(token: str) -> str:
+    if not all(character in _BYTE_OF for character in token):
+        return token  # a special token, which is stored as it reads
+    return bytes(_BYTE_OF[character] for character in token).decode("utf-8", errors="replace")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's table of bytes: printable ones stand for themselves, the others from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + number): byte for number, byte in enumerate(others)
+    }
+
+
+_BYTE_OF = _byte_alphabet()
