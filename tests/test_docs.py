@@ -14,12 +14,15 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["docs/all-of-expertmix.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/all-of-expertmix.md"])
 def test_code_on_pages_runs(page, tmp_path, monkeypatch):
     """Every Python block that is not marked as planned runs, in order, in one session."""
     monkeypatch.chdir(tmp_path)
     ids = torch.randint(3, 90, (2, 7), generator=torch.Generator().manual_seed(0))
-    session = {"model": tiny_moe("olmoe"), "inputs": {"input_ids": ids}}
+    session = {
+        "model": tiny_moe("olmoe"),
+        "inputs": {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+    }
     blocks = BLOCK.findall((ROOT / page).read_text())
     assert blocks
     for block in blocks:

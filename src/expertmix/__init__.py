@@ -14,8 +14,10 @@ from expertmix.errors import ExpertmixError
 if TYPE_CHECKING:
     from expertmix.bindings.record import record, sites
     from expertmix.core.decision import Decision
-    from expertmix.core.intervention import Ablate, InOrder, Intervention, Mask, Reweight, Stage
+    from expertmix.core.intervention import InOrder, Intervention, Stage
+    from expertmix.core.removal import Ablate, Mask
     from expertmix.core.replay import Replay
+    from expertmix.core.reweight import Reweight
     from expertmix.core.serialize import from_json
     from expertmix.core.site import Site, SiteInfo
     from expertmix.core.trace import Trace
@@ -23,13 +25,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _CONTENTS = {
-    "Ablate": "core.intervention",
+    "Ablate": "core.removal",
     "Decision": "core.decision",
     "InOrder": "core.intervention",
     "Intervention": "core.intervention",
-    "Mask": "core.intervention",
+    "Mask": "core.removal",
     "Replay": "core.replay",
-    "Reweight": "core.intervention",
+    "Reweight": "core.reweight",
     "Site": "core.site",
     "SiteInfo": "core.site",
     "Stage": "core.intervention",

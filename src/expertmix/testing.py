@@ -9,7 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from expertmix.errors import ConfigError
 
@@ -117,6 +125,22 @@ def tiny_moe(model_type: str = "olmoe", *, seed: int = 0, **overrides: Any) -> P
     model: PreTrainedModel = build(small)
     model.train(False)
     return model
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerBase:
+    """A tokenizer that fits every tiny model: one token per character; it adds no special ones."""
+    specials = ("<pad>", "<s>", "</s>", "<unk>")
+    characters = "\n" + "".join(chr(code) for code in range(32, 127))
+    vocabulary = [*specials, *characters][:VOCAB]
+    core = Tokenizer(WordLevel({token: i for i, token in enumerate(vocabulary)}, "<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = decoders.Fuse()
+    pad, bos, eos, unk = specials
+    make: Any = PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase = make(
+        tokenizer_object=core, pad_token=pad, bos_token=bos, eos_token=eos, unk_token=unk
+    )
+    return tokenizer
 
 
 def _shrink(config: Any, model_type: str, overrides: dict[str, Any]) -> Any:

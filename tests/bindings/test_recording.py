@@ -298,6 +298,21 @@ def test_replay_needs_every_token(model):
     assert kept[SITE].rows(kept.tokens.position < 5).equal(trace[SITE])
 
 
+def test_replay_forces_nothing_where_a_site_did_not_run(model, monkeypatch):
+    """A token for which a site was skipped has no decision there: an error, not silence."""
+    with torch.no_grad(), em.record(model) as trace, monkeypatch.context() as patch:
+        patch.setattr(model.model.layers[2].mlp, "forward", lambda hidden: hidden)
+        model(IDS)
+    with torch.no_grad(), em.record(model) as other:
+        model(IDS)
+    partial = traced(model, em.Replay(trace, missing="keep", sites="*.[013].mlp"))
+    assert len(partial) == IDS.numel()
+    with pytest.raises(ReplayError, match=r"layers\.2\.mlp"):
+        logits_of(model, em.Replay(trace))
+    kept = traced(model, em.Replay(trace, missing="keep", sites=SITE))
+    assert kept[SITE].equal(other[SITE])
+
+
 def test_replay_of_a_dense_decision(model):
     """A trace in which some tokens got more than K experts replays bit for bit."""
     given = torch.rand(NUM_EXPERTS, generator=GENERATOR)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -30,7 +32,7 @@ def a_pass(rows=2, columns=5, pads=0) -> Pass:
     ids = torch.arange(1, rows * columns + 1).view(rows, columns)
     real = torch.ones_like(ids, dtype=torch.bool)
     real[0, :pads] = False
-    return Bookkeeper().read(ids, real, continues=False)
+    return Bookkeeper().read(ids, real)
 
 
 def a_decision(tokens, seed=0) -> Decision:
@@ -94,9 +96,9 @@ def test_negative_positions_count_from_the_end_of_the_prompt():
     """-1 is the last prompt token of each row, also once decoding has gone on."""
     book = Bookkeeper()
     real = torch.tensor([[False, True, True], [True, True, True]])
-    prompt = book.read(torch.ones(2, 3, dtype=torch.int64), real, continues=False)
+    prompt = book.read(torch.ones(2, 3, dtype=torch.int64), real)
     step = torch.ones(2, 1, dtype=torch.bool)
-    after = book.read(torch.ones(2, 1, dtype=torch.int64), step, continues=True)
+    after = book.read(torch.ones(2, 1, dtype=torch.int64), step, past=3)
     last = em.Ablate("*", [0], positions=[-1])
     assert last.addressed(prompt).tolist() == [False, False, True, False, False, True]
     assert not last.addressed(after).any()
@@ -191,8 +193,58 @@ def test_impossible_edits_are_refused_when_they_are_made():
         em.Reweight("*", [1.0, 2.0, 3.0], "logits").targets(SITES)
     with pytest.raises(UnknownExpertError, match="0 to 5, not 6"):
         em.Reweight("*", [1.0], "logits", experts=[6]).targets(SITES)
-    with pytest.raises(ConfigError, match="whole numbers"):
-        em.Ablate("*", ["python"])
+    with pytest.raises(InterventionError, match="twice"):
+        em.Reweight("*", [1.0, 2.0], "logits", experts=[3, 3])
+    for wrong in (["python"], None, 1.5, [True], torch.tensor([1.0])):
+        with pytest.raises(ConfigError, match="whole numbers"):
+            em.Ablate("*", wrong)
+    with pytest.raises(ConfigError, match="rows of the batch"):
+        em.Ablate("*", [0], samples=[-1])
+    with pytest.raises(ConfigError, match="rows and columns"):
+        em.Ablate("*", [0], mask=torch.ones(3))
+
+
+@pytest.mark.parametrize("stage", ["logits", "probabilities", "weights"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_are_finite(stage, value):
+    """NaN and infinity are refused when the edit is made; logits alone may be set to -inf."""
+    if stage == "logits" and value == -math.inf:
+        em.Reweight("*", [0.0, value], stage)
+    else:
+        with pytest.raises(InterventionError, match="finite"):
+            em.Reweight("*", [0.0, value], stage)
+
+
+@pytest.mark.parametrize("experts", [np.array([1, 2]), torch.tensor([1, 2]), range(1, 3), {1, 2}])
+def test_numbers_come_in_any_container(experts):
+    """Arrays, tensors, ranges and sets of whole numbers are all the same address."""
+    assert em.Ablate("*", experts).experts == (1, 2)
+    assert em.Ablate("*", experts[0] if hasattr(experts, "dtype") else 1).experts == (1,)
+
+
+@given(SEEDS)
+def test_untouched_tokens_keep_their_slots(seed):
+    """Where some tokens get more than K experts, the slots of all others stay as they were."""
+    decision, values = a_decision(10, seed), torch.rand(6) + 0.1
+    edit = em.Reweight("*", values, "weights", samples=[1])
+    edited = edit.edit_decision(decision, SITE, a_pass())
+    assert edited.top_k == 6
+    assert torch.equal(edited.indices[:5, :2], decision.indices[:5])
+    assert torch.equal(edited.weights[:5, :2], decision.weights[:5])
+    assert not edited.weights[:5, 2:].any()
+
+
+def test_an_edit_works_where_its_layer_lives():
+    """A pass follows the layers to their device: a model may be spread over several."""
+    at, meta = a_pass().to(torch.device("meta")), {"device": "meta"}
+    decision = Decision(
+        torch.zeros(10, 2, dtype=torch.int64, **meta), torch.zeros(10, 2, **meta), 6
+    )
+    address = {"positions": [-1], "samples": [0], "mask": torch.ones(2, 5)}
+    assert em.Ablate("*", [0], **address).edit_decision(decision, SITE, at).weights.is_meta
+    assert em.Mask("*", [0], **address).banned(SITE, at).is_meta
+    shift = em.Reweight("*", torch.ones(1, 6), "logits", mode="add", **address)
+    assert shift.edit_scores(Stage.LOGITS, torch.zeros(10, 6, **meta), SITE, at).is_meta
 
 
 # --- JSON ---------------------------------------------------------------------------------------
@@ -225,6 +277,12 @@ def test_json_round_trip(edit):
     again = em.from_json(edit.to_json())
     assert again == edit
     assert again.to_json() == edit.to_json()
+
+
+def test_double_precision_survives_json():
+    """Values in float64 lose no bit on their way through JSON."""
+    edit = em.Reweight("*", torch.tensor([0.1, 1 / 3], dtype=torch.float64), "weights")
+    assert em.from_json(edit.to_json()) == edit
 
 
 @pytest.mark.parametrize(

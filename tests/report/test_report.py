@@ -163,7 +163,7 @@ def test_text_is_left_out_unless_recorded() -> None:
     """Without text the strips are blocks, and the page says how to keep the words."""
     page = Report.of(world.named_trace(3, text=False)).html()
     assert page.count("<i></i>") == 544
-    assert "give the tokenizer when recording" in words_of(page)
+    assert "expertmix trace --text" in words_of(page)
     assert "baker" not in words_of(page)
 
 

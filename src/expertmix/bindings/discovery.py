@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -72,9 +72,9 @@ def _blocks(model: nn.Module, modules: dict[str, nn.Module]) -> Iterator[Block]:
     for path, experts in modules.items():
         if not path or not takes_decisions(experts) or type(experts).__name__ in UNSUPPORTED:
             continue
-        parent_path = path.rpartition(".")[0]
+        parent_path = _parent_path(path, modules)
         parent = modules[parent_path]
-        router = _router(parent, experts)
+        router = _router(parent)
         gate, width = _gate(router)
         count = _number(experts, ("total_experts", "num_experts")) or width
         top_k = _top_k(router, parent, model)
@@ -95,21 +95,43 @@ def takes_decisions(module: nn.Module) -> bool:
     )
 
 
-def _router(block: nn.Module, experts: nn.Module) -> nn.Module | None:
-    children = {name: child for name, child in block.named_children() if child is not experts}
-    named = [child for name, child in children.items() if name in ("gate", "router")]
-    return named[0] if named else None
+def is_wrapped(module: nn.Module | None) -> TypeGuard[nn.Module]:
+    """Whether a module stands for another one that it holds, as PEFT's adapters do."""
+    return module is not None and isinstance(getattr(module, "base_layer", None), nn.Module)
+
+
+def _parent_path(path: str, modules: dict[str, nn.Module]) -> str:
+    parent = path.rpartition(".")[0]
+    return _parent_path(parent, modules) if is_wrapped(modules[parent]) else parent
+
+
+def _router(block: nn.Module) -> nn.Module | None:
+    found = next(
+        (child for name, child in block.named_children() if name in ("gate", "router")), None
+    )
+    while is_wrapped(found):
+        found = found.get_submodule("base_layer")
+    return found
 
 
 def _gate(router: nn.Module | None) -> tuple[nn.Module | None, int]:
-    """The router's last linear map, if it is a module below it, and the number of its rows."""
+    """The router's last linear map, if it is a module of its own, and the number of its rows."""
     if router is None:
         return None, 0
-    linears = [m for m in router.modules() if isinstance(m, nn.Linear)]
+    linears = list(_linears(router))
     if linears:
         return linears[-1], linears[-1].out_features
     matrices = [p for p in router.parameters() if p.dim() == 2]
     return None, matrices[0].shape[0] if matrices else 0
+
+
+def _linears(module: nn.Module) -> Iterator[Any]:
+    """Linear maps, wrapped or quantized ones too, but nothing inside of them."""
+    if isinstance(getattr(module, "out_features", None), int):
+        yield module
+        return
+    for child in module.children():
+        yield from _linears(child)
 
 
 def _top_k(router: nn.Module | None, block: nn.Module, model: nn.Module) -> int:

@@ -14,14 +14,17 @@ _SAMPLE = 64  # values read of each tensor
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Hex SHA-256 over the name, shape, type and 64 evenly spaced values of every parameter.
+    """Hex SHA-256 over the name, shape, type and 64 evenly spaced values of all that is saved.
 
-    The device does not matter, the dtype does: rounded weights route differently.
+    That is every parameter and every persistent buffer, such as a router's correction bias. The
+    device does not matter, the dtype does: rounded weights route differently. Of weights that are
+    offloaded from memory only names and shapes count.
     """
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(_sample(parameter.detach()))
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(_sample(tensor))
     return digest.hexdigest()
 
 

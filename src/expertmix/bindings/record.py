@@ -11,8 +11,8 @@ from torch import nn
 from expertmix.bindings.transformers import TransformersMoE
 from expertmix.core.intervention import Intervention
 from expertmix.core.protocols import Routed
+from expertmix.core.record import record as record_routed
 from expertmix.core.recording import Decoder
-from expertmix.core.recording import record as record_routed
 from expertmix.core.site import SiteInfo
 from expertmix.core.trace import Trace
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from expertmix.bindings.discovery import Block
+from expertmix.bindings.discovery import Block, is_wrapped
 from expertmix.bindings.families import BY_TOKEN_ID, NO_PROBABILITIES
 from expertmix.core.intervention import Stage
 from expertmix.core.protocols import Tap
@@ -66,8 +66,13 @@ class Rescoring(TorchFunctionMode):
             stage = sorted(self._pending)[0]
             raise StageError(
                 f"the router at {self._site} ({type(self._block.router).__name__}) has no stage "
-                f"{stage!r}: it selects on other values. Use another stage, or Ablate."
+                f"'{stage}': it selects on other values. Use another stage, or Ablate."
             )
+
+    def gate(self, logits: Tensor) -> Tensor:
+        """Edit what a wrapped gate gave."""
+        due = self._armed and Stage.LOGITS in self._pending
+        return self._edit(Stage.LOGITS, logits) if due else logits
 
     def __torch_function__(
         self,
@@ -84,14 +89,21 @@ class Rescoring(TorchFunctionMode):
         if name == "topk" and Stage.SELECTION in self._pending:
             args = (self._forbid(args[0]), *args[1:])
         result = func(*args, **kwargs)
-        if name in _LINEAR and Stage.LOGITS in self._pending and self._is_gate(args, result):
+        if (
+            name in _LINEAR
+            and Stage.LOGITS in self._pending
+            and self._is_gate(args, kwargs, result)
+        ):
             return self._edit(Stage.LOGITS, result)
         if name in _SCORES and Stage.PROBABILITIES in self._pending and self._is_wide(result):
             return self._edit(Stage.PROBABILITIES, result)
         return result
 
-    def _is_gate(self, args: tuple[Any, ...], result: Tensor) -> bool:
-        return self._is_wide(result) and self._block.width in args[1].shape
+    def _is_gate(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
+        if is_wrapped(self._block.gate) or not self._is_wide(result):
+            return False
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        return self._block.width in weight.shape
 
     def _is_wide(self, scores: Tensor) -> bool:
         return scores.shape[-1] == self._block.width
@@ -107,7 +119,7 @@ class Rescoring(TorchFunctionMode):
 
     def _forbid(self, scores: Tensor) -> Tensor:
         """Minus infinity for banned experts in what a top-k reads, whole or in groups."""
-        banned_TE = self._tap.banned(self._site)
+        banned_TE = self._tap.banned(self._site, scores.device)
         experts = self._block.info.num_experts
         whole = scores.shape[-1] in (experts, self._block.width)
         if banned_TE is None or not (whole or scores.numel() == banned_TE.numel()):

@@ -14,19 +14,21 @@ import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from expertmix.bindings.discovery import Block, find_blocks
+from expertmix.bindings.discovery import Block, find_blocks, is_wrapped, takes_decisions
 from expertmix.bindings.fingerprint import fingerprint
+from expertmix.bindings.inputs import read_inputs
 from expertmix.bindings.rescoring import Rescoring
 from expertmix.core.intervention import Stage
 from expertmix.core.protocols import Tap
 from expertmix.core.site import SiteInfo
-from expertmix.errors import UnsupportedRuntimeError
+from expertmix.errors import UnsupportedModelError, UnsupportedRuntimeError
 
 _BEFORE_TOP_K = (Stage.LOGITS, Stage.PROBABILITIES, Stage.SELECTION)
 
@@ -36,7 +38,7 @@ class TransformersMoE:
 
     Args:
         model: A PreTrainedModel, or a wrapper around one (PEFT's, say). Sites are named as in the
-            innermost full model, so a wrapper does not change them.
+            PreTrainedModel, so a wrapper does not change them.
 
     Raises:
         NoSitesError: A dense model.
@@ -77,26 +79,38 @@ class TransformersMoE:
     @contextmanager
     def attach(self, tap: Tap) -> Iterator[None]:
         """Hook the model for the length of the block."""
+        rescorings: list[Rescoring] = []
         with ExitStack() as stack:
+            stack.callback(_leave_all, rescorings)
             for model in self._models():
-                _hook_passes(model, tap, stack)
+                _hook_passes(model, tap, rescorings, stack)
             for block in self.blocks:
-                _hook_block(block, tap, stack)
+                _hook_block(block, tap, rescorings, stack)
             yield
 
     def _models(self) -> list[nn.Module]:
         """Every full model around a site: users may call `model` or `model.model`."""
         sites = [info.site.name for info in self.sites]
-        return [
+        found = [
             module
             for path, module in self.model.named_modules()
             if _takes_tokens(module)
             and any(site.startswith(f"{path}." if path else "") for site in sites)
         ]
+        if not found:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} is no full model of transformers: without the token "
+                f"ids or embeddings that one is given, decisions cannot be named by token. Record "
+                f"the PreTrainedModel around it."
+            )
+        return found
 
 
 def _pretrained(model: nn.Module) -> nn.Module:
-    return next((module for module in model.modules() if _takes_tokens(module)), model)
+    """The outermost full model that routes, or for want of one the first: it is dense."""
+    full = [module for module in model.modules() if _takes_tokens(module)]
+    routed = (one for one in full if any(takes_decisions(part) for part in one.modules()))
+    return next(routed, full[0] if full else model)
 
 
 def _takes_tokens(module: nn.Module) -> bool:
@@ -107,7 +121,11 @@ def _takes_tokens(module: nn.Module) -> bool:
 
 def _refuse_compiled(model: nn.Module) -> None:
     for module in model.modules():
-        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
+        if (
+            type(module).__name__ == "OptimizedModule"
+            or module._compiled_call_impl is not None
+            or getattr(module.forward, "_torchdynamo_orig_callable", None) is not None
+        ):
             raise UnsupportedRuntimeError(
                 "the model is compiled (torch.compile): hooks do not run inside a compiled graph. "
                 "Record the uncompiled model."
@@ -118,70 +136,69 @@ def _keep(stack: ExitStack, handle: RemovableHandle) -> None:
     stack.callback(handle.remove)
 
 
-def _hook_passes(model: nn.Module, tap: Tap, stack: ExitStack) -> None:
+def _leave_all(rescorings: list[Rescoring]) -> None:
+    for rescoring in reversed(rescorings):
+        rescoring.leave()
+
+
+def _hook_passes(model: nn.Module, tap: Tap, rescorings: list[Rescoring], stack: ExitStack) -> None:
     """The outermost model that runs opens and closes the pass."""
     signature = inspect.signature(model.forward)
-    mine = False
+    opener: int | None = None  # the thread whose call of this model opened the pass
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal mine
+        nonlocal opener
+        _refuse_tracing()
+        _refuse_capturing()
+        if opener == get_ident():  # torch calls no hook after a KeyboardInterrupt
+            tap.abandon()
+            _leave_all(rescorings)
         if tap.open:
             return
-        _refuse_captured()
         given = signature.bind_partial(*args, **kwargs).arguments
-        ids_BS, real_BS, continues = _read_inputs({**given, **given.get("kwargs", {})})
-        tap.begin(tap.bookkeeper.read(ids_BS, real_BS, continues=continues))
-        mine = True
+        ids_BS, real_BS, past = read_inputs({**given, **given.get("kwargs", {})})
+        tap.begin(ids_BS, real_BS, past=past)
+        opener = get_ident()
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        nonlocal mine
-        if mine:
-            mine = False
+        nonlocal opener
+        if opener == get_ident():
+            opener = None
             tap.abandon() if output is None else tap.end()
 
     _keep(stack, model.register_forward_pre_hook(before, with_kwargs=True))
     _keep(stack, model.register_forward_hook(after, always_call=True))
 
 
-def _refuse_captured() -> None:
+def _tracing() -> None:
+    raise UnsupportedRuntimeError(
+        "torch.compile is tracing the model: hooks do not run inside a compiled graph. Record "
+        "the uncompiled model; with a static cache, call generate(..., disable_compile=True)."
+    )
+
+
+_disable: Any = torch.compiler.disable
+_raise_tracing = _disable(_tracing, reason="expertmix records no compiled graph")
+
+
+def _refuse_tracing() -> None:
     if torch.compiler.is_compiling():
-        raise UnsupportedRuntimeError(
-            "torch.compile is tracing the model: hooks do not run inside a compiled graph. Record "
-            "the uncompiled model; with a static cache, call generate(..., disable_compile=True)."
-        )
+        _raise_tracing()  # outside of the graph: dynamo swallows what is raised inside
+
+
+def _refuse_capturing() -> None:
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise UnsupportedRuntimeError("a CUDA graph is being captured: its replays run no hooks")
 
 
-def _read_inputs(given: dict[str, Any]) -> tuple[Tensor, Tensor, bool]:
-    """(B, S) token ids, (B, S) which of them are real, and whether a filled cache goes on."""
-    ids_BS = given.get("input_ids")
-    if ids_BS is None:
-        embeds = given["inputs_embeds"]
-        ids_BS = torch.full(embeds.shape[:2], -1, dtype=torch.int64, device=embeds.device)
-    cache = given.get("cache", given.get("past_key_values"))
-    past = int(cache.get_seq_length()) if cache is not None else 0
-    return ids_BS, _real(given.get("attention_mask"), ids_BS, past), past > 0
-
-
-def _real(mask: Any, ids_BS: Tensor, past: int) -> Tensor:
-    """(B, S) bool from a 2-D mask over keys, or from the last query's row of a 4-D one."""
-    columns = ids_BS.shape[1]
-    if isinstance(mask, dict):
-        mask = mask.get("full_attention")
-    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= columns:
-        return mask[:, -columns:].bool().to(ids_BS.device)
-    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[-1] >= past + columns:
-        row = mask[:, 0, -1, past : past + columns]
-        return (row if row.dtype == torch.bool else row == 0).to(ids_BS.device)
-    return torch.ones_like(ids_BS, dtype=torch.bool)
-
-
-def _hook_block(block: Block, tap: Tap, stack: ExitStack) -> None:
+def _hook_block(block: Block, tap: Tap, rescorings: list[Rescoring], stack: ExitStack) -> None:
     site = block.info.site
     rescoring = _hook_rescoring(block, tap, stack)
+    if rescoring is not None:
+        rescorings.append(rescoring)
 
     def edit(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        _refuse_tracing()
         if rescoring is not None:
             rescoring.disarm()
         hidden, indices, weights = _arguments(module, args, kwargs)
@@ -192,6 +209,7 @@ def _hook_block(block: Block, tap: Tap, stack: ExitStack) -> None:
     def report(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
+        _refuse_tracing()
         _, indices, weights = _arguments(module, args, kwargs)
         tap.saw(site, _flat(indices), _flat(weights))
 
@@ -235,6 +253,10 @@ def _hook_rescoring(block: Block, tap: Tap, stack: ExitStack) -> Rescoring | Non
     _keep(stack, block.module.register_forward_pre_hook(lambda module, args: rescoring.enter()))
     _keep(stack, router.register_forward_pre_hook(lambda module, args: rescoring.arm()))
     _keep(stack, block.module.register_forward_hook(leave, always_call=True))
+    if is_wrapped(block.gate):  # its linear map is not the whole of it: edit what comes out
+        _keep(
+            stack, block.gate.register_forward_hook(lambda module, args, out: rescoring.gate(out))
+        )
     return rescoring
 
 

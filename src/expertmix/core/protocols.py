@@ -10,28 +10,34 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from expertmix.core.intervention import Stage
 from expertmix.core.site import Site, SiteInfo
-from expertmix.core.tokens import Bookkeeper, Pass
 
 
 class Tap(Protocol):
     """The side of a recording that a binding talks to."""
 
-    bookkeeper: Bookkeeper
-
     @property
     def open(self) -> bool:
-        """Whether a pass is running."""
+        """Whether a pass is running.
+
+        Raises:
+            UnsupportedRuntimeError: It is running in another thread.
+        """
 
     @property
     def grad(self) -> bool:
         """Whether weights must stay in the autograd graph."""
 
-    def begin(self, tokens: Pass) -> None:
-        """A pass starts."""
+    def begin(self, ids_BS: Tensor, real_BS: Tensor, *, past: int = 0) -> None:
+        """A pass starts, over tokens that `Bookkeeper.read` will number.
+
+        Raises:
+            UnsupportedRuntimeError: Another is running in another thread.
+        """
 
     def end(self) -> None:
         """The pass is complete: keep what it reported."""
@@ -45,7 +51,7 @@ class Tap(Protocol):
     def edit_scores(self, site: Site, stage: Stage, scores_TE: Tensor) -> Tensor:
         """Edit scores before selection."""
 
-    def banned(self, site: Site) -> Tensor | None:
+    def banned(self, site: Site, device: torch.device) -> Tensor | None:
         """(T, E) bool: what interventions forbid at this site in this pass, or None."""
 
     def edit_decision(

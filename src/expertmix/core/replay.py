@@ -62,10 +62,11 @@ class Replay(Intervention):
         """Replace the selection and the weights by the recorded ones."""
         rows_T, known_T = self._find(at)
         wanted_T = self.addressed(at)
-        if self.missing == "error":
-            _demand_all(wanted_T, known_T, site, at)
         recorded = self._recorded(site.site)
         theirs = recorded.rows(rows_T.to(recorded.indices.device))
+        known_T = known_T & (theirs.indices >= 0).any(1).to(known_T.device)  # the site did run
+        if self.missing == "error":
+            _demand_all(wanted_T, known_T, site, at)
         return _forced(decision, theirs, (wanted_T & known_T)[:, None])
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,7 +79,7 @@ class Replay(Intervention):
             raise InterventionError("save the trace first: a Replay is written as the trace's path")
         return {
             "kind": self.kind, "trace": str(self.trace.path), "sites": self.sites,
-            "missing": self.missing, "any_model": self.any_model, **self._address_dict(),
+            "missing": self.missing, "any_model": self.any_model, **self.address(),
         }  # fmt: skip
 
     def _recorded(self, site: Site) -> Decision:
@@ -91,12 +92,13 @@ class Replay(Intervention):
         if not self._index:
             tokens = self.trace.tokens
             keys = torch.where(tokens.real, tokens.sample * _SAMPLE + tokens.position, -1)
-            self._index["keys"], self._index["rows"] = keys.sort()
+            self._index["keys"], self._index["rows"] = keys.sort(stable=True)
         keys, rows = self._index["keys"], self._index["rows"]
         if not len(keys):
             return at.row, torch.zeros_like(at.tokens.real)
         wanted = (at.tokens.sample * _SAMPLE + at.tokens.position).to(keys.device)
-        slot = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+        # the last of equal keys: speculative decoding reads a place again after a rejected token
+        slot = (torch.searchsorted(keys, wanted, right=True) - 1).clamp(min=0)
         return rows[slot], (keys[slot] == wanted).to(at.row.device)
 
 

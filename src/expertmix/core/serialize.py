@@ -6,8 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from expertmix.core.intervention import Ablate, InOrder, Intervention, Mask, Reweight
+import torch
+
+from expertmix.core.intervention import InOrder, Intervention
+from expertmix.core.removal import Ablate, Mask
 from expertmix.core.replay import Replay
+from expertmix.core.reweight import Reweight
 from expertmix.core.trace import Trace
 from expertmix.errors import ConfigError
 
@@ -63,7 +67,8 @@ def _build(kind: str, fields: dict[str, Any]) -> Intervention:
     if kind == "mask":
         return Mask(**fields)
     if kind == "reweight":
-        return Reweight(**fields)
+        values = torch.tensor(fields.pop("values"), dtype=torch.float64)  # loses no bit of any type
+        return Reweight(values=values, **fields)
     if kind == "replay":
         return Replay(trace=Trace.load(fields.pop("trace")), **fields)
     return InOrder(*(from_dict(part) for part in fields["interventions"]))

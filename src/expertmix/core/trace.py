@@ -18,9 +18,14 @@ from expertmix.core import tokens as token_lists
 from expertmix.core.decision import Decision
 from expertmix.core.site import Site, SiteInfo, match
 from expertmix.core.tokens import Tokens
-from expertmix.errors import TraceError
+from expertmix.errors import TraceError, UnknownSiteError
 
 SCHEMA_VERSION = 1
+
+_EMPTY = (
+    "the trace is empty: run the model inside the record block (a function that was compiled "
+    "around the model before the block runs no hooks)"
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,9 @@ class Memory:
 class Trace:
     """Recorded decisions: `trace[site]` is the `Decision` of all tokens at a site.
 
+    A site may be named by any pattern that matches it alone. Iterating gives the sites; the length
+    is the number of tokens.
+
     Example:
         >>> with em.record(model) as trace:
         ...     model(**inputs)
@@ -115,7 +123,7 @@ class Trace:
     def info(self, site: Site) -> SiteInfo:
         """What is known of a site."""
         known = {info.site: info for info in self.meta.sites}
-        return known[match(str(site), known)[0]]
+        return known[self._one(site)]
 
     def chunks(self, pattern: str = "*") -> Iterator[Chunk]:
         """Part by part, with flat memory for a trace in a file."""
@@ -130,7 +138,7 @@ class Trace:
         """
         parts = [chunk.tokens for chunk in self._store.chunks(())]
         if not parts:
-            raise TraceError("the trace is empty: run the model inside the record block")
+            raise TraceError(_EMPTY)
         return token_lists.concatenate(parts)
 
     @property
@@ -145,14 +153,27 @@ class Trace:
         kept = [part for part in parts if part is not None]
         return tuple(token for part in kept for token in part) if kept == parts else None
 
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def __contains__(self, site: object) -> bool:
+        return (Site.parse(site) if isinstance(site, str) else site) in self.sites
+
+    def _one(self, site: Site | str) -> Site:
+        exact = Site.parse(site) if isinstance(site, str) else site
+        found = (exact,) if exact in self.sites else match(str(site), self.sites)
+        if len(found) > 1:
+            raise UnknownSiteError(
+                f"{str(site)!r} matches {len(found)} sites of the trace; name one, such as "
+                f"trace[{str(found[0])!r}]"
+            )
+        return found[0]
+
     def __getitem__(self, site: Site | str) -> Decision:
-        wanted = Site.parse(site) if isinstance(site, str) else site
-        if wanted not in self.sites:
-            match(str(wanted), self.sites)  # raises, and lists near names
-            raise KeyError(wanted)
+        wanted = self._one(site)
         parts = [_decision(chunk, self.info(wanted)) for chunk in self._store.chunks((wanted,))]
         if not parts:
-            raise TraceError("the trace is empty: run the model inside the record block")
+            raise TraceError(_EMPTY)
         if len(parts) > 1 and any(part.weights.requires_grad for part in parts):
             raise TraceError(
                 f"recorded with grad=True over {len(parts)} passes: joined weights are not the "

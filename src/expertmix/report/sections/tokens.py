@@ -25,7 +25,7 @@ from expertmix.report.strips import Strip
 
 _HOW_TO_KEEP_TEXT = (
     "The words were left out of this recording, as they are unless asked for; each block stands "
-    "for one token. To keep them, give the tokenizer when recording: "
+    "for one token. To keep them, record with `expertmix trace --text`, or in Python with "
     "record(model, tokenizer=tokenizer)."
 )
 
