@@ -1,0 +1,96 @@
+"""Texts as tokens: `Corpus`, what every run of a study reads.
+
+It is made once and read by each run, so that all of them see the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from expertmix.errors import ConfigError, ContextLengthError
+from expertmix.study.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One text as tokens.
+
+    Attributes:
+        ids: Token ids, at least one.
+        label: Its group, or None.
+        where: File and line it comes from.
+        cut: Tokens that were left off at its end.
+    """
+
+    ids: tuple[int, ...]
+    label: str | None
+    where: str
+    cut: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Samples in the order in which they were given."""
+
+    samples: tuple[Sample, ...]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all samples."""
+        return sum(len(sample.ids) for sample in self.samples)
+
+    @property
+    def truncated(self) -> int:
+        """Samples that were cut."""
+        return sum(sample.cut > 0 for sample in self.samples)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels that occur, in order of appearance."""
+        return tuple(dict.fromkeys(s.label for s in self.samples if s.label is not None))
+
+    def labeled(self, label: str) -> Corpus:
+        """The samples of one label."""
+        return Corpus(tuple(sample for sample in self.samples if sample.label == label))
+
+    def first(self, each: int) -> Corpus:
+        """The first few samples of each label."""
+        groups = (self.labeled(label).samples[:each] for label in self.labels)
+        return Corpus(tuple(sample for group in groups for sample in group))
+
+
+def encode(
+    prompts: Iterable[Prompt], tokenizer: Any, *, context: int | None, truncate: bool = False
+) -> Corpus:
+    """Turn prompts into tokens, and check all of them before anything runs.
+
+    Args:
+        prompts: At least one.
+        tokenizer: Of transformers; its own special tokens are added, as the model expects them.
+        context: Tokens that the model can read, or None where there is no limit.
+        truncate: Cut what is too long at its end instead of refusing it.
+
+    Raises:
+        ContextLengthError: A text is longer than the context and may not be cut.
+        ConfigError: A text has no tokens.
+    """
+    return Corpus(tuple(_sample(prompt, tokenizer, context, truncate) for prompt in prompts))
+
+
+def _sample(prompt: Prompt, tokenizer: Any, context: int | None, truncate: bool) -> Sample:
+    ids: Sequence[int] = tokenizer(prompt.text, verbose=False)["input_ids"]
+    if not ids:
+        raise ConfigError(f"{prompt.where}: the tokenizer makes no token of this text")
+    if context is None or len(ids) <= context:
+        return Sample(tuple(ids), prompt.label, prompt.where)
+    if not truncate:
+        raise ContextLengthError(
+            f"{prompt.where}: the text has {len(ids)} tokens, the model reads {context}. "
+            f"Shorten it, or cut such texts with --truncate (truncate=True)."
+        )
+    return Sample(tuple(ids[:context]), prompt.label, prompt.where, len(ids) - context)
