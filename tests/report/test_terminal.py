@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -20,19 +21,23 @@ def printed(table: RichTable, width: int = 200) -> str:
 
 def test_usage() -> None:
     """A row per text and one for all, a column per expert; a trace and its usage print alike."""
-    trace = world.named_trace(4)
+    trace = world.make_trace(world.make_infos(4, 3, 2, ("ann", "bob", "cat")))
     table = usage_table(trace)
     assert table.row_count == len(world.NAMES) + 1
-    assert len(table.columns) == len(world.NAMES) + 1
+    assert len(table.columns) == 4
     assert printed(table) == printed(usage_table(usage(trace)))
     assert "over 4 layers" in printed(table)
 
 
-def test_usage_of_many_experts() -> None:
-    """With more experts than fit, a row names the largest three."""
-    table = usage_table(world.make_trace(world.make_infos(3, 64, 4)), ["python"])
-    assert len(table.columns) == 4
+@pytest.mark.parametrize(
+    "trace", [world.make_trace(world.make_infos(3, 64, 4)), world.named_trace(4)]
+)
+def test_usage_fits_a_terminal(trace) -> None:
+    """Experts that do not fit into 80 columns are a ranking of three; no name is cut."""
+    table = usage_table(trace, ["python"])
+    assert [str(column.header) for column in table.columns] == ["text", "first", "second", "third"]
     assert table.row_count == 2
+    assert "…" not in printed(table, 80)
 
 
 def test_sites() -> None:

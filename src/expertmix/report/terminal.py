@@ -15,7 +15,7 @@ from expertmix.report.effect import Effect
 from expertmix.report.groups import Group, grouped
 from expertmix.report.table import Table
 
-_WIDEST = 10  # more experts are a ranking, not a column each
+_WIDTH = 80  # of a plain terminal; experts that do not fit are a ranking, not a column each
 _RANKS = 3
 
 
@@ -23,7 +23,7 @@ def usage_table(trace: Trace | Usage, labels: Sequence[str] | None = None) -> Ri
     """Which expert is the first choice for which text: label × expert, in percent.
 
     Experts are pooled over sites where they have names; otherwise the site counts at which the
-    texts differ most. Of more than ten experts each row names the three largest.
+    texts differ most. Where a column for each does not fit, a row names the three largest.
 
     Args:
         trace: A trace, or what was counted of one.
@@ -34,7 +34,7 @@ def usage_table(trace: Trace | Usage, labels: Sequence[str] | None = None) -> Ri
     rows: dict[str, str | None] = {label: label for label in labels or counted.labels}
     rows["all text"] = None
     where = _where(counted, group)
-    if len(group.experts) <= _WIDEST:
+    if _width([*rows], group.experts) <= _WIDTH:
         table = _table(f"First choice of tokens, {where}", ["text", *group.experts])
         for name, label in rows.items():
             _add(table, [name, *_shares(group.tally(label))])
@@ -43,6 +43,13 @@ def usage_table(trace: Trace | Usage, labels: Sequence[str] | None = None) -> Ri
     for name, label in rows.items():
         _add(table, [name, *_ranking(group, group.tally(label))])
     return table
+
+
+def _width(labels: Sequence[str], experts: Sequence[str]) -> int:
+    """Columns on the screen: a frame and two blanks around each, and "100 %" at least."""
+    return 1 + sum(
+        max(map(len, [*column, "100 %"])) + 3 for column in ([*labels], *([e] for e in experts))
+    )
 
 
 def sites_table(trace: Trace | Usage) -> RichTable:
