@@ -53,7 +53,7 @@ def measure(*, quick: bool) -> Iterator[tuple[str, float]]:
     """All figures, in the order in which they are printed."""
     model = olmoe()
     yield "parameters_millions", sum(p.numel() for p in model.parameters()) / 1e6
-    yield from overheads(model, repeats=2 if quick else 15, steps=8 if quick else 32)
+    yield from overheads(model, repeats=2 if quick else 9, steps=8 if quick else 24)
     yield from sizes(tiny_moe("olmoe", num_hidden_layers=16, num_experts=64, num_experts_per_tok=8))
     yield from long_run(tokens=60_000 if quick else 1_000_000)
     yield "architectures_passing", float(sum(passes(name) for name in TESTED))

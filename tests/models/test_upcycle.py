@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+import expertmix as em
 from expertmix.errors import CheckpointError, ConfigError, OutputError, UnsupportedModelError
 from expertmix.models.fitting import load_routers, random_routers, save_routers
 from expertmix.models.library import Library
@@ -67,6 +68,13 @@ def test_one_hot_routing_to_the_base_is_the_base(base: Path, moe: Path, prompt: 
         ours = model(prompt).logits
     with torch.no_grad():
         torch.testing.assert_close(ours, load(base)(prompt).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_recording_names_the_experts(moe: Path) -> None:
+    """`em.sites` of a written MoE gives the base's and the adapters' names, from its config."""
+    names = json.loads((moe / "expertmix.json").read_text())["experts"]
+    model = load(moe)
+    assert {info.experts for info in em.sites(model)} == {tuple(names)}
 
 
 def test_copies_of_the_base_are_the_base(base: Path, tmp_path: Path, prompt: Tensor) -> None:

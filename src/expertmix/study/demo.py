@@ -51,7 +51,7 @@ class Size:
     length: int
 
 
-FULL = Size(samples=7, removal_samples=3, length=176)
+FULL = Size(samples=7, removal_samples=2, length=176)
 QUICK = Size(samples=2, removal_samples=1, length=48)
 
 

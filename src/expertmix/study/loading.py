@@ -6,7 +6,6 @@ weights: `outline` builds its structure only.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from expertmix.core.site import SiteInfo
 from expertmix.errors import CheckpointError, ConfigError, UnsupportedModelError
 from expertmix.models.default import default_moe_path, default_path
 from expertmix.models.folders import Progress, quiet
-from expertmix.models.mixtral import DESCRIPTION_FILE
 from expertmix.study.names import DEFAULT, DEFAULT_MOE, Dtype
 
 _AUTO: Any = AutoModelForCausalLM  # its annotations do not tell what these calls return
@@ -90,7 +88,6 @@ def outline(name: str, progress: Progress = quiet) -> Outline:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         with torch.device("meta"):
             model = _AUTO.from_config(config, trust_remote_code=False)
-    _name_experts(model, where)
     found = sites(model)
     tokenizer = load_tokenizer(name)
     limit = context_length(config, tokenizer)
@@ -139,7 +136,6 @@ def load_model(
             f"{name} lacks {len(missing)} tensors that its architecture needs, such as "
             f"{missing[0]}: random weights in their place would mislead. Use a complete checkpoint."
         )
-    _name_experts(model, where)
     return _placed(model.eval(), device)
 
 
@@ -173,13 +169,6 @@ def _check_folder(folder: Path) -> None:
             f"safetensors."
         )
     raise CheckpointError(f"{folder} has no weights: no *.safetensors in it")
-
-
-def _name_experts(model: Any, where: str) -> None:
-    """A MoE of `convert` describes its experts in a file, where its config does not."""
-    file = Path(where) / DESCRIPTION_FILE
-    if getattr(model.config, "expert_names", None) is None and file.is_file():
-        model.config.expert_names = json.loads(file.read_text(encoding="utf-8"))["experts"]
 
 
 @contextmanager

@@ -39,10 +39,11 @@ def section(report: Report) -> Section | None:
         reading=(
             "Being called often does not prove that an expert is needed; only running again "
             "without it does. Each row is an intervention, each column a kind of text, each number "
-            "the change that it made. Brown is worse, blue is better, pale is no difference."
+            "the change that it made. Brown is worse, blue is better, pale is no difference; "
+            "each table has a color scale of its own."
         ),
         body=join(
-            [*(_table(report, block) for block in blocks), folded("All numbers", _numbers(blocks))]
+            [*(_table(block) for block in blocks), folded("All numbers", _numbers(blocks))]
         ),
     )
 
@@ -68,10 +69,9 @@ def _blocks(effects: Sequence[Effect]) -> list[_Block]:
     return [_Block(metric, kind, tuple(part)) for (metric, kind), part in found.items()]
 
 
-def _table(report: Report, block: _Block) -> Html:
-    most = (
-        max((abs(e.harm) for e in report.effects if e.metric == block.metric), default=0.0) or 1.0
-    )
+def _table(block: _Block) -> Html:
+    harms = [abs(effect.harm) for effect in block.effects if effect.harm == effect.harm]
+    most = max(harms, default=0.0) or 1.0
     labels = _unique(effect.label for effect in block.effects)
     by_place = {(effect.intervention, effect.label): effect for effect in block.effects}
     rows = [
