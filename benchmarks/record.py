@@ -1,7 +1,7 @@
-"""What recording costs: time of a forward with and without it, bytes of a trace, memory of a long run.
+"""What recording costs: time of a forward with and without it, bytes of a trace, memory of a run.
 
-Prints `name: value` lines. Times are process CPU time on one thread, measured in alternating pairs in
-one process, so that a loaded machine blurs both sides alike; a ratio of 1.02 means 2 % slower.
+Prints `name: value` lines. Times are process CPU time on one thread, measured in alternating pairs
+in one process, so that a loaded machine blurs both sides alike; a ratio of 1.02 means 2 % slower.
 
     python benchmarks/record.py [--quick] [--save]
 """
@@ -207,13 +207,9 @@ def passes(family: str) -> bool:
 def save(lines: list[str]) -> None:
     """Keep the figures with date and hardware."""
     RESULTS.mkdir(exist_ok=True)
-    head = [
-        f"# {date.today().isoformat()}, {platform.machine()}, one thread, torch {torch.__version__}",
-        f"# {processor()}",
-    ]
-    (RESULTS / f"record-{date.today().isoformat()}.txt").write_text(
-        "\n".join([*head, *lines]) + "\n"
-    )
+    day = date.today().isoformat()
+    head = f"# {day}, {platform.machine()}, one thread, torch {torch.__version__}\n# {processor()}"
+    (RESULTS / f"record-{day}.txt").write_text("\n".join([head, *lines]) + "\n")
 
 
 def processor() -> str:

@@ -42,9 +42,7 @@ def section(report: Report) -> Section | None:
             "the change that it made. Brown is worse, blue is better, pale is no difference; "
             "each table has a color scale of its own."
         ),
-        body=join(
-            [*(_table(block) for block in blocks), folded("All numbers", _numbers(blocks))]
-        ),
+        body=join([*(_table(block) for block in blocks), folded("All numbers", _numbers(blocks))]),
     )
 
 
