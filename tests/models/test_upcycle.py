@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import expertmix as em
 from expertmix.errors import CheckpointError, ConfigError, OutputError, UnsupportedModelError
@@ -82,6 +89,42 @@ def test_copies_of_the_base_are_the_base(base: Path, tmp_path: Path, prompt: Ten
     for name in ("one", "two"):
         peft_adapter(base, tmp_path / "shelf" / name, 1, init_lora_weights=True)
     out = upcycle(base, Library.open(tmp_path / "shelf"), tmp_path / "moe", router="random")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            load(out)(prompt).logits, load(base)(prompt).logits, atol=1e-5, rtol=1e-5
+        )
+
+
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+}  # fmt: skip
+KINDS: dict[str, Callable[[], Any]] = {
+    "mistral, sliding window": lambda: MistralForCausalLM(
+        MistralConfig(**sizes(), sliding_window=4, head_dim=12)
+    ),
+    "llama, llama3 rope": lambda: LlamaForCausalLM(tiny_config(rope_parameters=LLAMA3)),
+    "llama, gelu": lambda: LlamaForCausalLM(tiny_config(hidden_act="gelu")),
+}
+
+
+def sizes() -> dict[str, Any]:
+    kept = ("size", "num_", "rope_parameters", "initializer_range", "pad_token_id")
+    config = tiny_config().to_dict()
+    return {key: value for key, value in config.items() if any(word in key for word in kept)}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_kind_of_base_that_is_taken_is_repeated(
+    tmp_path: Path, prompt: Tensor, kind: str
+) -> None:
+    """Sliding windows, scaled rope and other activations come through: copies are the base."""
+    torch.manual_seed(1)
+    base = save_base(tmp_path / "base", KINDS[kind]())
+    library = Library.open(
+        peft_adapter(base, tmp_path / "shelf" / "one", 1, init_lora_weights=True)
+    )
+    out = upcycle(base, library, tmp_path / "moe", router="random")
     with torch.no_grad():
         torch.testing.assert_close(
             load(out)(prompt).logits, load(base)(prompt).logits, atol=1e-5, rtol=1e-5
@@ -178,8 +221,7 @@ def refuse(error: type[Exception], words: str, out: Path, *args: Any, **settings
 
 def test_other_architectures_are_refused_with_the_reason(shelf: Path, tmp_path: Path) -> None:
     """A base that Mixtral does not repeat exactly is refused, naming what differs."""
-    settings = {key: value for key, value in tiny_config().to_dict().items() if "size" in key}
-    qwen = Qwen2ForCausalLM(Qwen2Config(**settings, num_hidden_layers=1, num_attention_heads=4))
+    qwen = Qwen2ForCausalLM(Qwen2Config(**sizes()))
     library, out = Library.open(shelf), tmp_path / "moe"
     folder = save_base(tmp_path / "qwen", qwen)
     refuse(UnsupportedModelError, "biases", out, folder, library, router="random")
