@@ -33,22 +33,7 @@ def record(
     labels: Sequence[str] | None = None,
     tokenizer: Decoder | None = None,
 ) -> Iterator[Trace]:
-    """Record and edit the routing decisions of everything that runs inside the block.
-
-    Args:
-        routed: What routes; `expertmix.record` finds it in a model.
-        interventions: Edits, applied stage by stage and, within a stage, in this order.
-        sites: Pattern of the sites to record; interventions have patterns of their own.
-        logits: Keep the gate's logits too.
-        grad: Keep weights (and logits) in the autograd graph, for one pass per block. Weights that
-            need no gradient become leaves that do.
-        to: Stream to this Parquet file instead of memory, which then stays flat. The file has its
-            name only when the block has ended well.
-        weights: Precision of weights in that file, `float32` or `float16`.
-        token_ids: Keep token ids in that file; whoever has the tokenizer reads the text from them.
-        overwrite: Replace a file that is there.
-        labels: A name per sample, such as its domain, in the order of the samples.
-        tokenizer: Keep token strings. Without it no text is kept.
+    """`expertmix.record`, which says what the arguments mean, for what is `Routed` already.
 
     Yields:
         The trace, which fills as the model runs.
