@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import expertmix as em
-from expertmix.bindings.fingerprint import fingerprint
+from expertmix.bindings.transformers import TransformersMoE
 from expertmix.errors import (
     ConfigError,
     InterventionError,
@@ -240,12 +240,12 @@ def test_a_fingerprint_sees_every_router():
     """A changed gate row or correction bias is another model."""
     model = tiny_moe("deepseek_v3")
     gate = model.model.layers[3].mlp.gate
-    seen = {fingerprint(model)}
+    seen = {TransformersMoE(model).fingerprint()}
     gate.e_score_correction_bias[1] += 1
-    seen.add(fingerprint(model))
+    seen.add(TransformersMoE(model).fingerprint())
     with torch.no_grad():
         gate.weight[4] *= 2
-    seen.add(fingerprint(model))
+    seen.add(TransformersMoE(model).fingerprint())
     assert len(seen) == 3
 
 

@@ -13,22 +13,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
-from threading import get_ident
+from functools import cached_property, partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from expertmix.bindings.discovery import Block, find_blocks, is_wrapped, takes_decisions
-from expertmix.bindings.fingerprint import fingerprint
-from expertmix.bindings.inputs import read_inputs
 from expertmix.bindings.rescoring import Rescoring
+from expertmix.core.fingerprint import fingerprint
 from expertmix.core.intervention import Stage
 from expertmix.core.protocols import Tap
 from expertmix.core.site import SiteInfo
-from expertmix.errors import UnsupportedModelError, UnsupportedRuntimeError
+from expertmix.errors import UnsupportedRuntimeError
+from expertmix.experts.passes import full_models, hook_passes, refuse_tracing, takes_tokens
 
 _BEFORE_TOP_K = (Stage.LOGITS, Stage.PROBABILITIES, Stage.SELECTION)
 
@@ -74,7 +72,7 @@ class TransformersMoE:
 
     def fingerprint(self) -> str:
         """Hash of structure and weights."""
-        return fingerprint(self.model)
+        return fingerprint(self.model.state_dict().items())
 
     @contextmanager
     def attach(self, tap: Tap) -> Iterator[None]:
@@ -82,41 +80,18 @@ class TransformersMoE:
         rescorings: list[Rescoring] = []
         with ExitStack() as stack:
             stack.callback(_leave_all, rescorings)
-            for model in self._models():
-                _hook_passes(model, tap, rescorings, stack)
+            for model in full_models(self.model, (info.site.name for info in self.sites)):
+                hook_passes(model, tap, stack, recover=partial(_leave_all, rescorings))
             for block in self.blocks:
                 _hook_block(block, tap, rescorings, stack)
             yield
 
-    def _models(self) -> list[nn.Module]:
-        """Every full model around a site: users may call `model` or `model.model`."""
-        sites = [info.site.name for info in self.sites]
-        found = [
-            module
-            for path, module in self.model.named_modules()
-            if _takes_tokens(module)
-            and any(site.startswith(f"{path}." if path else "") for site in sites)
-        ]
-        if not found:
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__} is no full model of transformers: without the token "
-                f"ids or embeddings that one is given, decisions cannot be named by token. Record "
-                f"the PreTrainedModel around it."
-            )
-        return found
-
 
 def _pretrained(model: nn.Module) -> nn.Module:
     """The outermost full model that routes, or for want of one the first: it is dense."""
-    full = [module for module in model.modules() if _takes_tokens(module)]
+    full = [module for module in model.modules() if takes_tokens(module)]
     routed = (one for one in full if any(takes_decisions(part) for part in one.modules()))
     return next(routed, full[0] if full else model)
-
-
-def _takes_tokens(module: nn.Module) -> bool:
-    return "PreTrainedModel" in {base.__name__ for base in type(module).__mro__} and bool(
-        {"input_ids", "inputs_embeds"} & set(inspect.signature(module.forward).parameters)
-    )
 
 
 def _refuse_compiled(model: nn.Module) -> None:
@@ -141,56 +116,6 @@ def _leave_all(rescorings: list[Rescoring]) -> None:
         rescoring.leave()
 
 
-def _hook_passes(model: nn.Module, tap: Tap, rescorings: list[Rescoring], stack: ExitStack) -> None:
-    """The outermost model that runs opens and closes the pass."""
-    signature = inspect.signature(model.forward)
-    opener: int | None = None  # the thread whose call of this model opened the pass
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal opener
-        _refuse_tracing()
-        _refuse_capturing()
-        if opener == get_ident():  # torch calls no hook after a KeyboardInterrupt
-            tap.abandon()
-            _leave_all(rescorings)
-        if tap.open:
-            return
-        given = signature.bind_partial(*args, **kwargs).arguments
-        ids_BS, real_BS, past = read_inputs({**given, **given.get("kwargs", {})})
-        tap.begin(ids_BS, real_BS, past=past)
-        opener = get_ident()
-
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        nonlocal opener
-        if opener == get_ident():
-            opener = None
-            tap.abandon() if output is None else tap.end()
-
-    _keep(stack, model.register_forward_pre_hook(before, with_kwargs=True))
-    _keep(stack, model.register_forward_hook(after, always_call=True))
-
-
-def _tracing() -> None:
-    raise UnsupportedRuntimeError(
-        "torch.compile is tracing the model: hooks do not run inside a compiled graph. Record "
-        "the uncompiled model; with a static cache, call generate(..., disable_compile=True)."
-    )
-
-
-_disable: Any = torch.compiler.disable
-_raise_tracing = _disable(_tracing, reason="expertmix records no compiled graph")
-
-
-def _refuse_tracing() -> None:
-    if torch.compiler.is_compiling():
-        _raise_tracing()  # outside of the graph: dynamo swallows what is raised inside
-
-
-def _refuse_capturing() -> None:
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        raise UnsupportedRuntimeError("a CUDA graph is being captured: its replays run no hooks")
-
-
 def _hook_block(block: Block, tap: Tap, rescorings: list[Rescoring], stack: ExitStack) -> None:
     site = block.info.site
     rescoring = _hook_rescoring(block, tap, stack)
@@ -198,7 +123,7 @@ def _hook_block(block: Block, tap: Tap, rescorings: list[Rescoring], stack: Exit
         rescorings.append(rescoring)
 
     def edit(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        _refuse_tracing()
+        refuse_tracing()
         if rescoring is not None:
             rescoring.disarm()
         hidden, indices, weights = _arguments(module, args, kwargs)
@@ -209,7 +134,7 @@ def _hook_block(block: Block, tap: Tap, rescorings: list[Rescoring], stack: Exit
     def report(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        _refuse_tracing()
+        refuse_tracing()
         _, indices, weights = _arguments(module, args, kwargs)
         tap.saw(site, _flat(indices), _flat(weights))
 

@@ -7,8 +7,6 @@ a hundred small file headers. What cannot be said exactly as `W + scale * B @ A`
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,30 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from expertmix.errors import CheckpointError
+from expertmix.experts.peft_folder import CONFIG_FILE, LIBRARY_FILE, WEIGHTS_FILE, read_json
+from expertmix.experts.plain import refuse_unless_plain, scale_of
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-LIBRARY_FILE = "library.json"
-
-# Keys of adapter_config.json that, when set, change more than W + scale * B @ A.
-_REFUSED = {
-    "use_dora": "DoRA rescales the whole weight",
-    "lora_bias": "its LoRA layers have a bias",
-    "modules_to_save": "it replaces whole modules",
-    "trainable_token_indices": "it retrains token embeddings",
-    "target_parameters": "it adapts bare parameters, not modules",
-    "layer_replication": "it duplicates layers of the base",
-    "alora_invocation_tokens": "it acts only after an invocation text (aLoRA)",
-    "use_qalora": "QALoRA pools the input",
-    "use_bdlora": "its factors are block-diagonal (BD-LoRA)",
-    "arrow_config": "it is a router over other adapters (Arrow)",
-    "kasa_config": "KaSA changes the base weights",
-    "velora_config": "VeLoRA is not understood",
-    "monteclora_config": "MonteCLoRA is not understood",
-}
-# Initializations that move part of the base weight into the adapter (or quantize the base), so
-# that the adapter fits only that changed base.
-_REFUSED_INITIALIZATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _FACTOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
 
 
@@ -93,7 +70,7 @@ class Adapter:
         name = name or folder.name
         config = _read_config(folder, name)
         updates = {
-            module: Update(_scale(config, name, module, a[0]), a[0], (b[0], a[1]))
+            module: Update(scale_of(config, name, module, a[0]), a[0], (b[0], a[1]))
             for module, a, b in _factors(folder, name)
         }
         return cls(name, folder, str(config.get("base_model_name_or_path") or ""), updates)
@@ -160,7 +137,7 @@ class Library:
         root = Path(path)
         if (root / CONFIG_FILE).is_file():
             return cls((Adapter.open(root),), {})
-        about = _read_json(root / LIBRARY_FILE) if (root / LIBRARY_FILE).is_file() else {}
+        about = read_json(root / LIBRARY_FILE) if (root / LIBRARY_FILE).is_file() else {}
         return cls(_unique([Adapter.open(folder) for folder in _folders(root, about)]), about)
 
     @property
@@ -210,31 +187,9 @@ def _unique(adapters: list[Adapter]) -> tuple[Adapter, ...]:
     return tuple(adapters)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return content
-
-
 def _read_config(folder: Path, name: str) -> dict[str, Any]:
-    config = _read_json(folder / CONFIG_FILE)
-    if config.get("peft_type") != "LORA":
-        raise CheckpointError(f"adapter {name!r} is {config.get('peft_type')}, not LORA")
-    for key, reason in _REFUSED.items():
-        if config.get(key):
-            raise CheckpointError(f"adapter {name!r} is not a plain LoRA: {reason} ({key})")
-    if config.get("bias", "none") != "none":
-        raise CheckpointError(f"adapter {name!r} also trained biases (bias={config['bias']!r})")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.startswith(_REFUSED_INITIALIZATIONS):
-        raise CheckpointError(
-            f"adapter {name!r} was started with {start!r}, which changes the base weights; "
-            "let PEFT convert it to a plain LoRA (path_initial_model_for_weight_conversion)"
-        )
+    config = read_json(folder / CONFIG_FILE)
+    refuse_unless_plain(config, name)
     return config
 
 
@@ -263,22 +218,3 @@ def _shapes(folder: Path, name: str) -> dict[str, list[int]]:
             return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"adapter {name!r}: {path} is broken: {error}") from error
-
-
-def _scale(config: dict[str, Any], name: str, module: str, rank: int) -> float:
-    """PEFT's scaling: alpha / rank, or alpha / sqrt(rank) for rsLoRA; patterns win."""
-    expected = _pattern(config.get("rank_pattern") or {}, module, config["r"])
-    if expected != rank:
-        raise CheckpointError(
-            f"adapter {name!r}, module {module!r}: config says rank {expected}, weights have {rank}"
-        )
-    alpha = float(_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"]))
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _pattern(patterns: dict[str, Any], module: str, default: Any) -> Any:
-    # The same rule as peft.utils.other.get_pattern_key.
-    for key, value in patterns.items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
