@@ -86,6 +86,12 @@ def test_one_sample_is_what_a_request_returns() -> None:
     assert (to_routed_experts(trace, sample=1) == to_routed_experts(trace)[[4, 5, 7]]).all()
 
 
+def test_a_sample_that_is_not_there_is_told() -> None:
+    """An empty array would look like a request without tokens."""
+    with pytest.raises(TraceError, match="no sample 9"):
+        to_routed_experts(two_passes(infos(2)), sample=9)
+
+
 def test_a_file_exports_like_memory(tmp_path: Path) -> None:
     """Saving and loading changes nothing of the export."""
     trace = two_passes(infos(2))
@@ -156,6 +162,7 @@ def test_positions_count_within_a_sample() -> None:
         (routed(4, 2)[0], {}, "2 sites need"),
         (routed(4, 2).astype(np.float32), {}, "whole numbers"),
         (routed(4, 2), {"weights": np.ones((4, 2))}, "weights has shape"),
+        (routed(4, 2), {"weights": np.full((4, 2, 2), np.nan)}, "weights must be finite"),
         (routed(4, 2), {"token_ids": [1, 2]}, "token_ids has shape"),
         (routed(4, 2), {"sample": [1, 2]}, "sample has shape"),
     ],

@@ -50,3 +50,12 @@ def test_unknown_method_is_refused(base: Path, shelf: Path) -> None:
     """The error names the methods there are."""
     with pytest.raises(ConfigError, match="ridge"):
         fit_routers(load(base), tiny_tokenizer(), Library.open(shelf), TEXTS, method="magic")
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_text_of_one_token_is_too_little(base: Path, shelf: Path, method: str) -> None:
+    """A router needs a token to be fitted to and one to be chosen by; the expert is named."""
+    model, library = load(base), Library.open(shelf)
+    with pytest.raises(ConfigError, match="'bob' has too little text"):
+        fit_routers(model, tiny_tokenizer(), library, TEXTS | {"bob": ["c"]}, method=method)
+    fit_routers(model, tiny_tokenizer(), library, TEXTS | {"bob": ["cd"]}, method=method)

@@ -98,6 +98,17 @@ def test_tensors_that_are_no_factors_are_refused(edited: Callable[..., Path]) ->
         Adapter.open(folder)
 
 
+def test_values_that_are_not_finite_are_refused(edited: Callable[..., Path]) -> None:
+    """A NaN in a factor is an error that names adapter and module, not a broken MoE."""
+    folder = edited()
+    tensors = load_file(folder / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = torch.nan
+    save_file(tensors, folder / "adapter_model.safetensors")
+    adapter = Adapter.open(folder)
+    with pytest.raises(CheckpointError, match="NaN"):
+        [adapter.delta(module) for module in adapter.updates]
+
+
 def test_empty_and_ambiguous_libraries_are_refused(shelf: Path, tmp_path: Path) -> None:
     """A folder without adapters, a missing folder and two equal names are typed errors."""
     for target in (tmp_path, tmp_path / "absent", [], [shelf / "ada", shelf / "ada"]):

@@ -294,7 +294,7 @@ def test_an_error_while_writing_leaves_nothing(base: Path, shelf: Path, tmp_path
             raise OSError(28, "No space left on device")
 
     refuse(
-        OutputError, "No space", tmp_path / "moe", base, Library.open(shelf),
+        OutputError, "the disk is full", tmp_path / "moe", base, Library.open(shelf),
         router="random", progress=full_disk,
     )  # fmt: skip
 

@@ -310,19 +310,25 @@ def full_disk(path: Path, target: Path) -> None:
     raise OSError(28, "No space left on device")
 
 
+def test_save_makes_its_folder(small: Report, tmp_path: Path) -> None:
+    """As saving a trace does."""
+    assert small.save(tmp_path / "new" / "report.html").is_file()
+
+
 @pytest.mark.parametrize("broken", ["folder", "disk"])
 def test_save_fails_whole(
     broken: str, small: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What cannot be written is an OutputError that names the file; no half file is left."""
+    (tmp_path / "file").touch()
     target = tmp_path / "report.html"
     if broken == "folder":
-        target = tmp_path / "missing" / "report.html"
+        target = tmp_path / "file" / "report.html"
     else:
         monkeypatch.setattr(Path, "replace", full_disk)
     with pytest.raises(OutputError, match=re.escape(str(target))):
         small.save(target)
-    assert [path.name for path in tmp_path.iterdir()] == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_save_over_a_folder(small: Report, tmp_path: Path) -> None:

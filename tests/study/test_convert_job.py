@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +97,15 @@ def test_a_pickled_base_is_refused(job, pickled):
         plan_convert(replace(job, base=str(pickled)))
 
 
+def test_a_wrong_value_in_the_config_is_told(job, dense, tmp_path):
+    """By its key."""
+    base = Path(shutil.copytree(dense, tmp_path / "copy"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"hidden_size": "abc"}))
+    with pytest.raises(CheckpointError, match="'hidden_size' expected int"):
+        plan_convert(replace(job, base=str(base)))
+
+
 def test_what_is_there_is_not_overwritten(job):
     """A folder with content is in the way."""
     job.out.mkdir()
@@ -107,5 +117,5 @@ def test_what_is_there_is_not_overwritten(job):
 def test_a_disk_without_room_is_told_before_any_work(job, monkeypatch):
     """With what is needed and what is there."""
     monkeypatch.setattr(convert_job, "_size", lambda checkpoint, experts: 10**18)
-    with pytest.raises(OutputError, match=r"needs 1000000000\.0 GB, the disk has"):
+    with pytest.raises(OutputError, match=r"needs 1,000,000,000,000 MB, the disk has"):
         plan_convert(job)

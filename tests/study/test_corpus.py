@@ -44,3 +44,11 @@ def test_samples_are_found_by_label():
     assert corpus.labels == ("x", "y")
     assert [sample.where for sample in corpus.labeled("x").samples] == ["p:1", "p:3"]
     assert [sample.where for sample in corpus.first(1).samples] == ["p:1", "p:2"]
+
+
+def test_either_all_samples_have_a_label_or_none_has():
+    """Beside labels, a text without one is `unlabeled`: in losses and in the trace alike."""
+    mixed = encode((*PROMPTS, Prompt("a", None, "p:4")), tiny_tokenizer(), context=None)
+    assert mixed.labels == ("x", "y", "unlabeled")
+    bare = encode([Prompt("a", None, "p:1")], tiny_tokenizer(), context=None)
+    assert bare.labels == ()

@@ -125,3 +125,38 @@ def test_the_config_names_the_experts(copy):
     names = json.loads((copy / "config.json").read_text())["expert_names"]
     assert outline(str(copy)).sites[0].experts == tuple(names)
     assert em.sites(load_model(str(copy)))[0].experts == tuple(names)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("hidden_size", "abc", "a wrong value in its config.json: .*'hidden_size' expected int"),
+        ("num_experts_per_tok", 10, r"model\.layers\.0\.mlp#0 is to choose 10 of 9 experts"),
+    ],
+)
+def test_a_wrong_config_is_told_before_any_weights_are_read(copy, key, value, says):
+    """By its key or its site."""
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(CheckpointError, match=says):
+        outline(str(copy))
+
+
+def test_weights_of_another_shape_are_told(copy):
+    """By the name of a tensor."""
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"vocab_size": 7}))
+    with pytest.raises(CheckpointError, match=r"another shape.*such as lm_head\.weight"):
+        load_model(str(copy))
+
+
+def test_a_file_is_no_model(copy):
+    """It says to name the folder, and does not ask the hub."""
+    with pytest.raises(CheckpointError, match=r"is a file: name the folder"):
+        locate(str(copy / "model.safetensors"))
+
+
+def test_a_device_that_computes_nothing_is_refused(moe):
+    """`meta` has shapes only."""
+    with pytest.raises(ConfigError, match="'meta': it computes nothing"):
+        load_model(str(moe), device="meta")

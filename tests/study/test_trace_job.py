@@ -11,6 +11,7 @@ from expertmix.errors import (
     ContextLengthError,
     CorruptTraceError,
     FingerprintError,
+    ReplayError,
     UnknownExpertError,
 )
 from expertmix.study.trace_job import TraceJob, plan_trace, run_trace
@@ -104,8 +105,31 @@ def test_a_corrupt_trace_is_not_replayed(job, tmp_path):
     assert not job.out.exists()
 
 
+def test_a_trace_of_other_text_is_not_replayed(job, tmp_path):
+    """Told before the weights are read, with the place of the first prompt that differs."""
+    run_trace(replace(job, report=False))
+    kept = (job.out / "trace.parquet").rename(tmp_path / "kept.parquet")
+    (tmp_path / "other.txt").write_text("four and four is eight\n")
+    before = everything(tmp_path)
+    with pytest.raises(ReplayError, match=r"sample 0 is not the prompt at .*other\.txt:1"):
+        plan_trace(replace(job, prompts=tmp_path / "other.txt", replay=kept))
+    assert everything(tmp_path) == before
+
+
 def test_results_are_the_same_again(job):
     """Two runs of a job give the same numbers."""
     first, second = run_trace(job), run_trace(job)
     for key in ("loss", "usage", "prompts", "fingerprint"):
         assert first.figures[key] == second.figures[key]
+
+
+def test_a_label_that_reads_all_text_hides_nothing(job):
+    """All text together then has another name, with its own loss."""
+    job.prompts.write_text(
+        '{"text": "two and two", "label": "all text"}\n{"text": "def add(a, b)"}\n'
+    )
+    done = run_trace(job)
+    rows = {row[0]: row for row in done.tables[0].rows}
+    assert list(rows) == ["(all text)", "all text", "unlabeled"]
+    assert rows["(all text)"][1] == 2
+    assert rows["(all text)"][3] == pytest.approx(done.figures["loss"]["all"], abs=1e-4)

@@ -49,7 +49,7 @@ def convert(
     screen.emit(plan.figures())
     screen.show(
         f"{len(plan.experts)} experts, {top_k} per token: {', '.join(plan.experts)}",
-        f"{'would write' if dry_run else 'wrote'} {plan.bytes / 1e9:.2f} GB to {out}",
+        f"{'would write' if dry_run else 'wrote'} {plan.bytes / 1e6:,.0f} MB to {out}",
     )
     if not dry_run:
         screen.show(f"next: expertmix models {out}")

@@ -39,13 +39,15 @@ def to_routed_experts(trace: Trace, *, sample: int | None = None) -> NDArray[np.
 
     Raises:
         TraceError: The sites do not all choose the same number of experts, have more than int16
-            can number, or the trace is empty.
+            can number, the trace is empty, or has no such sample.
     """
     if any(info.num_experts > MOST_EXPERTS for info in trace.meta.sites):
         raise TraceError(f"routed_experts is int16: a site has more than {MOST_EXPERTS} experts")
     parts = [_block(chunk, trace.sites, sample) for chunk in trace.chunks()]
     if not parts:
         raise TraceError("the trace is empty: there is nothing to export")
+    if sample is not None and not any(map(len, parts)):
+        raise TraceError(f"the trace has no sample {sample}: trace.tokens.sample numbers them")
     top_k = max(part_NSK.shape[2] for part_NSK in parts)
     return np.concatenate([_widened(part_NSK, top_k) for part_NSK in parts])
 
@@ -94,13 +96,16 @@ def from_routed_experts(
             a sequence in the order in which they come.
 
     Raises:
-        TraceError: The shapes do not fit together, or the numbers are not whole.
+        TraceError: The shapes do not fit together, the numbers are not whole, or the weights not
+            finite.
         UnknownExpertError: A number that the site has no expert for.
     """
     experts_NSK = _integers(array, "routed_experts")
     _check(experts_NSK, sites)
     weights_NSK = _uniform(experts_NSK) if weights is None else np.asarray(weights, np.float32)
     _same_shape("weights", weights_NSK, experts_NSK.shape)
+    if not np.isfinite(weights_NSK).all():
+        raise TraceError("weights must be finite numbers: some are NaN or infinite")
     tokens = _tokens(len(experts_NSK), token_ids, sample)
     decisions = {
         info.site: Decision(

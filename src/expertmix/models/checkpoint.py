@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
@@ -62,8 +63,9 @@ class Checkpoint:
             config: PreTrainedConfig = AutoConfig.from_pretrained(
                 self.folder, trust_remote_code=False
             )
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read the config of {self.name}: {error}") from error
+        except (StrictDataclassError, OSError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"cannot read the config of {self.name}: {reason}") from error
         return config
 
     def tensor(self, name: str) -> Tensor:

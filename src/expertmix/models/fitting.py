@@ -35,6 +35,8 @@ from expertmix.models.unmerged import routed
 
 Routers = dict[int, Tensor]
 
+_FEWEST_TOKENS = 2  # one to fit, one to choose penalty and temperature
+
 
 def fit_routers(
     model: Any,
@@ -69,7 +71,8 @@ def fit_routers(
         layer -> router weight, float32 [E, H].
 
     Raises:
-        ConfigError: unknown method, an expert without text, or texts of an unknown expert.
+        ConfigError: unknown method, an expert without enough text, or texts of an unknown
+            expert.
     """
     if method not in METHODS:
         raise ConfigError(f"unknown router fit {method!r}; known: {', '.join(METHODS)}")
@@ -165,7 +168,10 @@ def _calibration(
     ids: list[Tensor] = []
     labels: list[Tensor] = []
     for index, name in enumerate(names):
-        for row in _rows(tokenizer, texts.get(name, ()), length)[:rows]:
+        found = _rows(tokenizer, texts.get(name, ()), length)[:rows]
+        if name in texts and sum(map(len, found)) < _FEWEST_TOKENS:
+            raise ConfigError(f"expert {name!r} has too little text to fit its router: give more")
+        for row in found:
             padding = length - len(row)
             ids.append(functional.pad(row, (0, padding)))
             labels.append(functional.pad(torch.full_like(row, index), (0, padding), value=-1))

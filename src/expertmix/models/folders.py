@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from expertmix.core.partial import output_errors
 from expertmix.errors import OutputError
 
 Progress = Callable[[str, int, int], None]
@@ -45,22 +46,14 @@ def building(target: Path, *, or_existing: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: no permission, no space, or something that is not an empty folder in the way.
     """
-    folder = _workplace(target)
-    try:
-        yield folder
-        _move(folder, target, or_existing)
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _workplace(target: Path) -> Path:
-    try:
+    with output_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise OutputError(f"cannot write beside {target}: {error}") from error
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            yield folder
+            _move(folder, target, or_existing)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _move(folder: Path, target: Path, or_existing: bool) -> None:

@@ -85,13 +85,18 @@ class Adapter:
             A [rank, in_features] and B [out_features, rank].
 
         Raises:
-            CheckpointError: the adapter does not adapt this module.
+            CheckpointError: the adapter does not adapt this module, or its values are not finite.
         """
         if module not in self.updates:
             raise CheckpointError(f"adapter {self.name!r} does not adapt module {module!r}")
         with safe_open(self.folder / WEIGHTS_FILE, "pt") as file:
             key = f"base_model.model.{module}.lora_"
             a, b = (file.get_tensor(f"{key}{side}.weight").float() for side in "AB")
+        if not bool(a.isfinite().all() & b.isfinite().all()):
+            raise CheckpointError(
+                f"adapter {self.name!r}, module {module!r}: weights are NaN or infinite; train it "
+                f"again or leave it out"
+            )
         return a, b
 
     def delta(self, module: str) -> Tensor:

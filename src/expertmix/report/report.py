@@ -5,18 +5,17 @@ It holds counts and a few sample tokens, no longer the trace. How the page looks
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from expertmix.attribute.mass import UsageCounter
 from expertmix.attribute.tally import SiteUsage, Usage
+from expertmix.core.partial import PartialFile
 from expertmix.core.site import Site, SiteInfo
 from expertmix.core.trace import Trace, TraceMeta
-from expertmix.errors import OutputError, TraceError
+from expertmix.errors import TraceError
 from expertmix.report import places
 from expertmix.report.effect import Effect
 from expertmix.report.groups import Group, grouped
@@ -140,7 +139,15 @@ class Report:
             OutputError: The file cannot be written; nothing is left half-written.
         """
         target = Path(path)
-        _write(target, self.html().encode("utf-8", "replace"))
+        content = self.html().encode("utf-8", "replace")
+        page = PartialFile(target)
+        try:
+            with page.writing():
+                page.file.write(content)
+            page.seal()
+            page.publish()
+        finally:
+            page.discard()
         return target
 
 
@@ -151,23 +158,3 @@ def _flow_pairs(infos: Sequence[SiteInfo]) -> list[tuple[Site, Site]]:
     chosen = [sites[round(step * (len(sites) - 1) / max(1, count - 1))] for step in range(count)]
     ends = [(chosen[0], chosen[-1])] if count > 2 else []
     return [*pairwise(chosen), *ends]
-
-
-def _write(target: Path, content: bytes) -> None:
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-        temporary.replace(target)
-    except OSError as problem:
-        raise _cannot_write(target, problem) from problem
-    finally:
-        with suppress(OSError):  # gone already when all went well
-            temporary.unlink()
-
-
-def _cannot_write(target: Path, problem: OSError) -> OutputError:
-    return OutputError(
-        f"cannot write the report to {target}: {problem.strerror or problem}. "
-        f"Choose another path, or make room."
-    )

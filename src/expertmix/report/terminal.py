@@ -32,7 +32,7 @@ def usage_table(trace: Trace | Usage, labels: Sequence[str] | None = None) -> Ri
     counted = _counted(trace)
     group = max(grouped(counted.sites), key=lambda group: len(group.sites))
     rows: dict[str, str | None] = {label: label for label in labels or counted.labels}
-    rows["all text"] = None
+    rows[words.all_text(rows)] = None
     where = _where(counted, group)
     if _width([*rows], group.experts) <= _WIDTH:
         table = _table(f"First choice of tokens, {where}", ["text", *group.experts])

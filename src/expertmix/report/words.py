@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 DASH = "\u2013"  # where there is no number
 _MINUS = "\u2212"
 _NARROW_SPACE = "\u202f"  # between a number and its percent sign
+
+
+def all_text(labels: Iterable[str]) -> str:
+    """What all text together is called, beside labels of which one may be called just so."""
+    return "(all text)" if "all text" in labels else "all text"
 
 
 def percent(share: float) -> str:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from expertmix.core.partial import output_errors
 from expertmix.errors import ConfigError, OutputError
 from expertmix.models.checkpoint import Checkpoint
@@ -91,7 +89,7 @@ def plan_convert(job: ConvertJob, progress: Progress = quiet) -> ConvertPlan:
     """
     check_free(job.out)
     checkpoint = Checkpoint.open(locate(job.base, progress))
-    check_base(checkpoint, AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False))
+    check_base(checkpoint, checkpoint.config())
     library = default_library() if job.library == DEFAULT else Library.open(job.library)
     check_adapters(checkpoint, library)
     experts = expert_names(library)
@@ -169,6 +167,6 @@ def _check_room(out: Path, needed: int) -> None:
         free = shutil.disk_usage(parent).free
     if free < needed:
         raise OutputError(
-            f"{out} needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free: make room, "
-            f"or choose another disk"
+            f"{out} needs {needed / 1e6:,.0f} MB, the disk has {free / 1e6:,.0f} MB free: "
+            f"make room, or choose another disk"
         )

@@ -6,11 +6,14 @@ It is made once and read by each run, so that all of them see the same tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from expertmix.errors import ConfigError, ContextLengthError
 from expertmix.study.prompts import Prompt
+
+UNLABELED = "unlabeled"
+"""The label of a text without one, among others that have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,7 @@ class Sample:
 
     Attributes:
         ids: Token ids, at least one.
-        label: Its group, or None.
+        label: Its group; None where no sample has one.
         where: File and line it comes from.
         cut: Tokens that were left off at its end.
     """
@@ -69,6 +72,9 @@ def encode(
 ) -> Corpus:
     """Turn prompts into tokens, and check all of them before anything runs.
 
+    Either every sample has a label or none has: where only some prompts have one, the others are
+    `unlabeled`.
+
     Args:
         prompts: At least one.
         tokenizer: Of transformers; its own special tokens are added, as the model expects them.
@@ -79,6 +85,9 @@ def encode(
         ContextLengthError: A text is longer than the context and may not be cut.
         ConfigError: A text has no tokens.
     """
+    prompts = tuple(prompts)
+    if any(prompt.label for prompt in prompts):
+        prompts = tuple(replace(prompt, label=prompt.label or UNLABELED) for prompt in prompts)
     return Corpus(tuple(_sample(prompt, tokenizer, context, truncate) for prompt in prompts))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -65,6 +66,8 @@ def locate(name: str, progress: Progress = quiet) -> str:
         return str(default_moe_path(progress))
     if Path(name).is_dir():
         _check_folder(Path(name))
+    elif Path(name).is_file():
+        raise CheckpointError(f"{name} is a file: name the folder of a model, with its config.json")
     elif _looks_local(name):
         raise CheckpointError(
             f"there is no model folder {name}. Give a folder with config.json and *.safetensors, a "
@@ -89,9 +92,19 @@ def outline(name: str, progress: Progress = quiet) -> Outline:
         with torch.device("meta"):
             model = _AUTO.from_config(config, trust_remote_code=False)
     found = sites(model)
+    _check_choices(name, found)
     tokenizer = load_tokenizer(name)
     limit = context_length(config, tokenizer)
     return Outline(name, type(model).__name__, found, limit, tokenizer)
+
+
+def _check_choices(name: str, found: tuple[SiteInfo, ...]) -> None:
+    for info in found:
+        if info.top_k > info.num_experts:
+            raise CheckpointError(
+                f"{name}: {info.site} is to choose {info.top_k} of {info.num_experts} experts: "
+                f"its config.json is wrong"
+            )
 
 
 def load_tokenizer(name: str) -> Any:
@@ -129,6 +142,13 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below
+        )
+    wrong = sorted(key for key, *_ in found["mismatched_keys"])
+    if wrong:
+        raise CheckpointError(
+            f"{name}: {len(wrong)} tensors have another shape than its config.json says, such as "
+            f"{wrong[0]}. Use weights and config of the same model."
         )
     missing = sorted(found["missing_keys"])
     if missing:
@@ -184,7 +204,10 @@ def _load_errors(name: str) -> Iterator[None]:
             f"{name} cannot be loaded: {_first_line(problem)}. Is it a folder, or a hub id of a "
             f"model with safetensors? (Without network, models must be in the hub's cache.)"
         ) from problem
-    except (ValueError, KeyError) as problem:
+    except StrictDataclassError as problem:
+        reason = " ".join(str(problem).split())
+        raise CheckpointError(f"{name}: a wrong value in its config.json: {reason}") from problem
+    except (ValueError, KeyError, TypeError) as problem:
         raise UnsupportedModelError(
             f"transformers cannot open {name} as a causal LM: {_first_line(problem)}"
         ) from problem
@@ -198,6 +221,8 @@ def _placed(model: Any, device: str) -> Any:
     if device == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         device = str(accelerator or "cpu")
+    if device.startswith("meta"):
+        raise ConfigError(f"cannot use device {device!r}: it computes nothing. Use cpu, cuda, …")
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as problem:  # what torch raises for a device it lacks

@@ -80,7 +80,7 @@ def _from_text(line: str, where: str) -> Prompt:
 def _from_json(line: str, where: str) -> Prompt:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as problem:
+    except (ValueError, RecursionError) as problem:  # also a number too long, nesting too deep
         raise ConfigError(f"{where}: not JSON: {problem}") from problem
     if not isinstance(row, dict):
         raise ConfigError(f'{where}: expected an object such as {{"text": "…"}}, got {line[:40]!r}')
@@ -97,11 +97,21 @@ def _text(row: dict[str, Any], where: str) -> str:
         raise ConfigError(f"{where}: give `text` or `prompt`, one of them; {found} is there")
     if not isinstance(given[0], str) or not given[0].strip():
         raise ConfigError(f"{where}: the text must be a string that is not blank")
-    return given[0]
+    return _whole(given[0], where)
 
 
 def _label(row: dict[str, Any], where: str) -> str | None:
     label = row.get("label")
     if label is not None and not (isinstance(label, str) and label.strip()):
         raise ConfigError(f"{where}: the label must be a string that is not blank, got {label!r}")
-    return label
+    return None if label is None else _whole(label, where)
+
+
+def _whole(value: str, where: str) -> str:
+    """JSON can hold half a character, such as `\\ud800`; no tokenizer and no file can."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as problem:
+        half = ascii(problem.object[problem.start])
+        raise ConfigError(f"{where}: {half} is half a character: write all of it") from problem
+    return value

@@ -15,7 +15,9 @@ from expertmix.attribute import Usage, usage
 from expertmix.core.intervention import Intervention
 from expertmix.core.replay import Replay
 from expertmix.core.trace import Trace
+from expertmix.errors import ReplayError
 from expertmix.models.folders import Progress, quiet
+from expertmix.report import words
 from expertmix.report.effect import Effect
 from expertmix.report.report import Report
 from expertmix.report.table import Table
@@ -29,7 +31,6 @@ from expertmix.study.prompts import read_prompts
 from expertmix.study.tracing import Keep, Run, run
 
 METRIC = "loss (nats per token)"
-_ALL = "all text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,15 +130,34 @@ def plan_trace(job: TraceJob, progress: Progress = quiet) -> TracePlan:
         ModelError: The model cannot be used, or a prompt is too long for it.
         AddressError: An edit points at nothing.
         TraceError: The trace to replay cannot be read.
+        ReplayError: It was recorded on other prompts.
     """
     prompts = read_prompts(job.prompts)
     model = outline(job.model, progress)
     corpus = encode(prompts, model.tokenizer, context=model.context, truncate=job.truncate)
     found = edits(model.sites, ablate=job.ablate, mask=job.mask)
     if job.replay is not None:
-        found = (Replay(Trace.load(job.replay)), *found)
+        replayed = Trace.load(job.replay)
+        found = (Replay(replayed), *found)
         found[0].targets(model.sites)
+        _check_same_text(replayed, corpus, job.replay)
     return TracePlan(job, model, corpus, found)
+
+
+def _check_same_text(replayed: Trace, corpus: Corpus, path: Path) -> None:
+    """Where a trace has token ids, they must be those of the prompts, sample by sample."""
+    tokens = replayed.tokens
+    known = tokens.rows(tokens.real & (tokens.token_id >= 0))
+    if not len(known):
+        return
+    for number, sample in enumerate(corpus.samples):
+        mine = known.rows(known.sample == number)
+        recorded = mine.token_id[mine.position.argsort()].tolist()
+        if tuple(recorded[: len(sample.ids)]) != sample.ids:
+            raise ReplayError(
+                f"{path} was recorded on other text: its sample {number} is not the prompt at "
+                f"{sample.where}. Replay the same prompt file."
+            )
 
 
 def run_trace(job: TraceJob, progress: Progress = quiet) -> TraceResult:
@@ -194,7 +214,8 @@ def _run(plan: TracePlan, model: Any, progress: Progress, to: Path | None = None
 
 def _labels(after: Run) -> dict[str, str | None]:
     """Display name -> label; all text comes first."""
-    return {_ALL: None, **{label: label for label in after.corpus.labels}}
+    labels = after.corpus.labels
+    return {words.all_text(labels): None, **{label: label for label in labels}}
 
 
 def _effects(job: TraceJob, before: Run | None, after: Run) -> list[Effect]:

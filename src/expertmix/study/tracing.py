@@ -144,16 +144,9 @@ def _recording(
         to=keep.to,
         logits=keep.logits,
         weights=keep.weights,
-        labels=_names(labels),
+        labels=[label for label in labels if label is not None] or None,
         tokenizer=keep.tokenizer,
     )
-
-
-def _names(labels: Sequence[str | None]) -> list[str] | None:
-    """Labels as `record` takes them: all samples have one, or none has."""
-    if not any(labels):
-        return None
-    return [label or "unlabeled" for label in labels]
 
 
 @torch.inference_mode()

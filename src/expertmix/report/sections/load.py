@@ -12,7 +12,6 @@ from expertmix.report.report import Report
 from expertmix.report.section import CellStyle, Section, chart, folded, grid
 
 _MOST_CELLS = 4000  # larger maps have no table of numbers under them
-_ALL = "all text"
 
 
 def section(report: Report) -> Section | None:
@@ -79,11 +78,12 @@ def _map(group: Group, label: str | None) -> list[list[float | None]]:
 
 
 def _plot(report: Report, group: Group, number: int) -> Plot:
-    labels: dict[str, str | None] = {_ALL: None} | {label: label for label in report.labels}
+    whole = words.all_text(report.labels)
+    labels: dict[str, str | None] = {whole: None} | {label: label for label in report.labels}
     choices = {name: _map(group, label) for name, label in labels.items()}
     top = max((v for z in choices.values() for row in z for v in row if v), default=1.0)
     trace, layout = heat_map(
-        choices[_ALL],
+        choices[whole],
         columns=[report.names[site.site] for site in group.sites],
         rows=group.experts,
         column_title=report.noun,

@@ -15,7 +15,6 @@ from expertmix.report.plots import Plot, heat_map
 from expertmix.report.report import Report
 from expertmix.report.section import CellStyle, Section, chart, grid, panels, shade
 
-ALL = "all text"
 _WIDEST_TABLE = 16  # more experts are shown as a heat map without numbers
 
 Measure = Callable[[Tally], Tensor]
@@ -123,7 +122,7 @@ def _title(report: Report, group: Group) -> Html:
 def _rows(report: Report) -> dict[str, str | None]:
     """Row names with their labels; the last row is all text."""
     named: dict[str, str | None] = {label: label for label in report.labels}
-    return named | {ALL if ALL not in named else "(all text)": None}
+    return named | {words.all_text(named): None}
 
 
 def _table(report: Report, group: Group, number: int) -> Html:
