@@ -132,6 +132,21 @@ def test_the_inner_model_may_be_called(model):
     assert trace[SITE].equal(traced(model)[SITE])
 
 
+def test_text_is_kept_when_a_tokenizer_is_given(model):
+    """Token strings and the tokenizer's name are in the trace then, and only then."""
+
+    class Letters:
+        name_or_path = "somewhere/letters"
+
+        def convert_ids_to_tokens(self, ids):
+            return [chr(id_) for id_ in ids]
+
+    trace = traced(model, options={"tokenizer": Letters()})
+    assert trace.text == tuple(chr(id_) for id_ in IDS.flatten().tolist())
+    assert trace.meta.settings["tokenizer"] == "letters (Letters)"
+    assert traced(model).text is None
+
+
 def test_only_matching_sites_are_recorded(model):
     """`sites=` limits what is kept; interventions act elsewhere all the same."""
     trace = traced(model, em.Ablate("*.0.mlp", [0]), options={"sites": "layers.[23].mlp"})

@@ -51,7 +51,7 @@ def record(
         model=routed.name,
         sites=tuple(info for info in infos if info.site in recorded),
         interventions=tuple(_described(edit) for edit in interventions),
-        settings=routed.settings,
+        settings=routed.settings | _tokenizer(tokenizer),
         versions=_versions(),
     )
     open_store = _memory(meta)
@@ -100,6 +100,14 @@ def _described(edit: Intervention) -> dict[str, object]:
         return edit.to_dict()
     except InterventionError:
         return {"kind": edit.kind, "note": "not serializable: its trace was not saved"}
+
+
+def _tokenizer(tokenizer: Decoder | None) -> dict[str, str]:
+    """Name and class of what the token strings come from."""
+    if tokenizer is None:
+        return {}
+    name = str(getattr(tokenizer, "name_or_path", "")).rstrip("/").rpartition("/")[2]
+    return {"tokenizer": f"{name} ({type(tokenizer).__name__})".strip()}
 
 
 def _versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(folder: Path, name: str) -> Iterator[tuple[str, Tensor]]:
+    with open_weights(folder, name) as file:
+        for key in file.keys():  # noqa: SIM118
+            yield key, file.get_tensor(key)
+
+
+@contextmanager
+def open_weights(folder: Path, name: str) -> Iterator[Any]:
+    """An adapter's safetensors file, open for reading.
+
+    Raises:
+        CheckpointError: It is missing or broken, or the weights are pickled.
+    """
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         pickled = sorted(file.name for file in folder.glob("*.bin"))
@@ -130,7 +143,6 @@ def _read_tensors(folder: Path, name: str) -> Iterator[tuple[str, Tensor]]:
         raise CheckpointError(f"adapter {name!r} needs {WEIGHTS_FILE} in {folder}; found {found}")
     try:
         with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118
-                yield key, file.get_tensor(key)
+            yield file
     except (OSError, SafetensorError) as problem:
         raise CheckpointError(f"adapter {name!r}: {path} is broken: {problem}") from problem

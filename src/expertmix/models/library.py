@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from expertmix.errors import CheckpointError
-from expertmix.experts.peft_folder import CONFIG_FILE, LIBRARY_FILE, WEIGHTS_FILE, read_json
+from expertmix.experts.peft_folder import CONFIG_FILE, LIBRARY_FILE, open_weights, read_json
 from expertmix.experts.plain import refuse_unless_plain, scale_of
 
 _FACTOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
@@ -89,7 +88,7 @@ class Adapter:
         """
         if module not in self.updates:
             raise CheckpointError(f"adapter {self.name!r} does not adapt module {module!r}")
-        with safe_open(self.folder / WEIGHTS_FILE, "pt") as file:
+        with open_weights(self.folder, self.name) as file:
             key = f"base_model.model.{module}.lora_"
             a, b = (file.get_tensor(f"{key}{side}.weight").float() for side in "AB")
         if not bool(a.isfinite().all() & b.isfinite().all()):
@@ -213,13 +212,5 @@ def _factors(folder: Path, name: str) -> Iterator[tuple[str, list[int], list[int
 
 
 def _shapes(folder: Path, name: str) -> dict[str, list[int]]:
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        pickled = sorted(file.name for file in folder.glob("*.bin"))
-        found = f"only pickled weights ({pickled[0]}), which can run code" if pickled else "none"
-        raise CheckpointError(f"adapter {name!r} needs {WEIGHTS_FILE} in {folder}; found {found}")
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"adapter {name!r}: {path} is broken: {error}") from error
+    with open_weights(folder, name) as file:
+        return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
