@@ -13,9 +13,7 @@ selected slots otherwise.
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -23,10 +21,10 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
+import figures
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -38,7 +36,6 @@ from expertmix.experts.peft_folder import read_library
 from expertmix.experts.shelf import Shelf
 from expertmix.routers.spectr import SpectR
 
-RESULTS = Path(__file__).parent / "results"
 TOP_K = 3
 Run = Callable[[], object]
 Block = Callable[[], AbstractContextManager[object]]
@@ -69,23 +66,6 @@ class Size:
 COUNTS = (8, 32, 100)
 QUICK = Size(layers=1, rounds=3, steps=8)
 FULL = Size(layers=6, rounds=7, steps=32)
-
-
-def main() -> None:
-    """Measure everything, print it, and with --save keep it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer layers, under a minute")
-    parser.add_argument("--save", action="store_true", help="write a dated file to results/")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    lines = []
-    for name, value in measure(QUICK if options.quick else FULL):
-        line = f"{name}: {value:.4g}"
-        print(line, flush=True)
-        lines.append(line)
-    if options.save:
-        save(lines)
 
 
 def measure(size: Size) -> Iterator[tuple[str, float]]:
@@ -297,13 +277,6 @@ def _looping(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> Callable[..., Tensor
     return add
 
 
-def save(lines: Sequence[str]) -> None:
-    """Keep the figures with the date and the hardware."""
-    RESULTS.mkdir(exist_ok=True)
-    about = f"# {platform.processor() or platform.machine()}, torch {torch.__version__}, one thread"
-    path = RESULTS / f"compose-{date.today().isoformat()}.txt"
-    path.write_text("\n".join([about, *lines]) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    warnings.simplefilter("ignore")
+    figures.run("compose", __doc__, "fewer layers", lambda quick: measure(QUICK if quick else FULL))

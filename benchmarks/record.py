@@ -8,18 +8,16 @@ in one process, so that a loaded machine blurs both sides alike; a ratio of 1.02
 
 from __future__ import annotations
 
-import argparse
-import platform
 import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import date
 from pathlib import Path
 from typing import Any
 
+import figures
 import torch
 from torch import nn
 
@@ -28,39 +26,22 @@ from expertmix.bindings.discovery import find_blocks
 from expertmix.bindings.families import TESTED
 from expertmix.testing import tiny_moe
 
-RESULTS = Path(__file__).parent / "results"
 Run = Callable[[], object]
 Block = Callable[[], AbstractContextManager[object]]
 
 
-def main() -> None:
-    """Measure everything, print it, and with --save keep it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions, under a minute")
-    parser.add_argument("--save", action="store_true", help="write a dated file to results/")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    lines = []
-    for name, value in measure(quick=options.quick):
-        line = f"{name}: {value:.4g}"
-        print(line, flush=True)
-        lines.append(line)
-    if options.save:
-        save(lines)
-
-
-def measure(*, quick: bool) -> Iterator[tuple[str, float]]:
+def measure(quick: bool) -> Iterator[tuple[str, float]]:
     """All figures, in the order in which they are printed."""
     model = olmoe()
     yield "parameters_millions", sum(p.numel() for p in model.parameters()) / 1e6
     yield from overheads(model, repeats=2 if quick else 9, steps=8 if quick else 24)
     yield from sizes(tiny_moe("olmoe", num_hidden_layers=16, num_experts=64, num_experts_per_tok=8))
-    yield from long_run(tokens=60_000 if quick else 1_000_000)
+    yield from long_run(tokens=30_000 if quick else 1_000_000)
     yield "architectures_passing", float(sum(passes(name) for name in TESTED))
 
 
 def olmoe() -> nn.Module:
-    """251M random parameters in OLMoE's shape: 16 layers, top-8 of 64."""
+    """453M random parameters in OLMoE's shape: 16 layers, top-8 of 64."""
     return tiny_moe(
         "olmoe",
         hidden_size=512,
@@ -204,22 +185,5 @@ def passes(family: str) -> bool:
     return torch.equal(plain, recorded) and torch.equal(plain, replayed)
 
 
-def save(lines: list[str]) -> None:
-    """Keep the figures with date and hardware."""
-    RESULTS.mkdir(exist_ok=True)
-    day = date.today().isoformat()
-    head = f"# {day}, {platform.machine()}, one thread, torch {torch.__version__}\n# {processor()}"
-    (RESULTS / f"record-{day}.txt").write_text("\n".join([head, *lines]) + "\n")
-
-
-def processor() -> str:
-    """Name of the CPU."""
-    info = Path("/proc/cpuinfo")
-    rows = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (row.split(":")[1].strip() for row in rows if "model name" in row), platform.processor()
-    )
-
-
 if __name__ == "__main__":
-    main()
+    figures.run("record", __doc__, "fewer repetitions", measure)

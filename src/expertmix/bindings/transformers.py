@@ -26,7 +26,7 @@ from expertmix.core.intervention import Stage
 from expertmix.core.protocols import Tap
 from expertmix.core.site import SiteInfo
 from expertmix.errors import UnsupportedRuntimeError
-from expertmix.experts.passes import full_models, hook_passes, refuse_tracing, takes_tokens
+from expertmix.experts.passes import full_models, hook_passes, name_of, refuse_tracing, takes_tokens
 
 _BEFORE_TOP_K = (Stage.LOGITS, Stage.PROBABILITIES, Stage.SELECTION)
 
@@ -52,8 +52,7 @@ class TransformersMoE:
     @property
     def name(self) -> str:
         """Name or path that the model was loaded from."""
-        path = getattr(getattr(self.model, "config", None), "name_or_path", "")
-        return path.rstrip("/").rpartition("/")[2] or type(self.model).__name__
+        return name_of(self.model)
 
     @cached_property
     def sites(self) -> tuple[SiteInfo, ...]:

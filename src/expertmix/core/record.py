@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def record(
         sites=tuple(info for info in infos if info.site in recorded),
         interventions=tuple(_described(edit) for edit in interventions),
         settings=routed.settings | _tokenizer(tokenizer),
-        versions=_versions(),
+        versions=dict(_versions()),
     )
     open_store = _memory(meta)
     if to is not None:
@@ -110,6 +111,7 @@ def _tokenizer(tokenizer: Decoder | None) -> dict[str, str]:
     return {"tokenizer": f"{name} ({type(tokenizer).__name__})".strip()}
 
 
+@cache  # a block may be opened for every expert in turn
 def _versions() -> dict[str, str]:
     found = {}
     for package in ("expertmix", "torch", "transformers", "peft"):

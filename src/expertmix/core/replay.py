@@ -105,15 +105,12 @@ class Replay(Intervention):
 def _demand_all(wanted_T: Tensor, known_T: Tensor, site: SiteInfo, at: Pass) -> None:
     missing = (wanted_T & ~known_T).nonzero()
     if len(missing):
-        sample, position = (values[missing[0]].item() for values in _places(at))
+        token = missing[0]
+        sample, position = at.tokens.sample[token].item(), at.tokens.position[token].item()
         raise ReplayError(
             f"the trace has no decision for sample {sample}, position {position} at {site.site}. "
             f'Replay the same inputs, or pass missing="keep".'
         )
-
-
-def _places(at: Pass) -> tuple[Tensor, Tensor]:
-    return at.tokens.sample, at.tokens.position
 
 
 def _forced(mine: Decision, theirs: Decision, forced_T1: Tensor) -> Decision:

@@ -23,7 +23,7 @@ from expertmix.core.site import SiteInfo
 from expertmix.errors import UnsupportedRuntimeError
 from expertmix.experts.fingerprint import fingerprint
 from expertmix.experts.fused import Combination
-from expertmix.experts.passes import full_models, hook_passes
+from expertmix.experts.passes import full_models, hook_passes, name_of
 from expertmix.experts.places import Place, pretrained
 from expertmix.experts.plan import Plan
 from expertmix.experts.shelf import Shelf
@@ -157,9 +157,7 @@ class Composed:
     @property
     def name(self) -> str:
         """Name or path of the base, and how many adapters there are."""
-        path = str(getattr(getattr(self.model, "config", None), "name_or_path", ""))
-        base = path.rstrip("/").rpartition("/")[2] or type(self.model).__name__
-        return f"{base} + {len(self.plan.shelf)} adapters"
+        return f"{name_of(self.model)} + {len(self.plan.shelf)} adapters"
 
     @property
     def sites(self) -> tuple[SiteInfo, ...]:

@@ -28,6 +28,12 @@ def takes_tokens(module: nn.Module) -> bool:
     )
 
 
+def name_of(model: nn.Module) -> str:
+    """Last part of the name or path that a model was loaded from, or its class."""
+    path = str(getattr(getattr(model, "config", None), "name_or_path", ""))
+    return path.rstrip("/").rpartition("/")[2] or type(model).__name__
+
+
 def full_models(model: nn.Module, sites: Iterable[str]) -> list[nn.Module]:
     """Every full model around a site: users may call `model` or `model.model`.
 
