@@ -23,13 +23,26 @@ def run(name: str, description: str | None, quick: str, measure: Callable[[bool]
         quick: What --quick leaves out.
         measure: Told whether to be quick; gives figures in the order in which they are printed.
     """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help=f"{quick}, under a minute")
-    parser.add_argument("--save", action="store_true", help="write a dated file to results/")
-    options = parser.parse_args()
+    show(name, parser(description, quick).parse_args(), lambda options: measure(options.quick))
+
+
+def parser(description: str | None, quick: str) -> argparse.ArgumentParser:
+    """The options of every benchmark; one may add its own."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--quick", action="store_true", help=f"{quick}, under a minute")
+    made.add_argument("--save", action="store_true", help="write a dated file to results/")
+    return made
+
+
+def show(
+    name: str, options: argparse.Namespace, measure: Callable[[argparse.Namespace], Figures]
+) -> None:
+    """`run` with options that were read already."""
     torch.set_num_threads(1)
     lines = []
-    for figure, value in measure(options.quick):
+    for figure, value in measure(options):
         lines.append(f"{figure}: {value:.4g}")
         print(lines[-1], flush=True)
     if options.save:

@@ -2,6 +2,7 @@
 
     python examples/train_experts.py --data ../shared/data --out src/expertmix/assets/experts
     python examples/train_experts.py --data ../shared/data --out /tmp/experts --quick
+    python examples/train_experts.py … --out variants --experts python science --ranks 4 16 32
 
 Resumable: state is saved every few steps under --work; a killed run that is started again goes
 on from there with the same batches, optimizer and random state. One thread by default, about
@@ -224,6 +225,15 @@ def quick(domains: list[Domain]) -> list[Domain]:
     return [Domain(**{**vars(domain), "steps": 2}) for domain in domains]
 
 
+def variants(domains: list[Domain], ranks: list[int]) -> list[Domain]:
+    """The same domains at other ranks, each under a name of its own."""
+    return [
+        Domain(**{**vars(domain), "name": f"{domain.name}-r{rank}", "rank": rank})
+        for domain in domains
+        for rank in ranks
+    ]
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -231,6 +241,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished library")
     parser.add_argument("--work", type=Path, default=Path("runs/experts"), help="resumable state")
     parser.add_argument("--experts", nargs="*", help="train only these, measure nothing")
+    parser.add_argument("--ranks", nargs="*", type=int, help="variants NAME-rRANK of those instead")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="two steps each")
     return parser.parse_args()
@@ -244,6 +255,8 @@ def main() -> None:
     args.work = args.work / "quick" if args.quick else args.work
     args.work.mkdir(parents=True, exist_ok=True)
     chosen = [d for d in DOMAINS if not args.experts or d.name in args.experts]
+    if args.ranks:
+        chosen = variants(chosen, args.ranks)
     tokenizer = AutoTokenizer.from_pretrained(default_path())
     base = AutoModelForCausalLM.from_pretrained(default_path(), dtype=torch.bfloat16)
     base.name_or_path = DEFAULT_NAME  # what PEFT writes into adapter_config.json
@@ -251,7 +264,7 @@ def main() -> None:
     for domain in quick(chosen) if args.quick else chosen:
         blocks = pack(domain.train(args.data), tokenizer, settings.length, settings.seed)
         entries.append(make_expert(base, domain, blocks, args, settings))
-    if args.experts:
+    if args.experts or args.ranks:
         return
     heldout = heldout_blocks(args.data, tokenizer, settings)
     matrix = {"base": losses_on(base, heldout, settings.rows)}

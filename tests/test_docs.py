@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from expertmix.testing import tiny_moe
+from expertmix.testing import tiny_adapters, tiny_lm, tiny_moe
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -19,8 +19,11 @@ def test_code_on_pages_runs(page, tmp_path, monkeypatch):
     """Every Python block that is not marked as planned runs, in order, in one session."""
     monkeypatch.chdir(tmp_path)
     ids = torch.randint(3, 90, (2, 7), generator=torch.Generator().manual_seed(0))
+    base = tiny_lm("llama")
+    tiny_adapters(tmp_path / "adapters", base, ("code", "law", "medicine", "poetry", "sport"))
     session = {
         "model": tiny_moe("olmoe"),
+        "base": base,
         "inputs": {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
     }
     blocks = BLOCK.findall((ROOT / page).read_text())

@@ -10,8 +10,9 @@ import pytest
 import expertmix
 
 CONTENTS = [
-    "Ablate", "Decision", "ExpertmixError", "InOrder", "Intervention", "Mask", "Replay", "Reweight",
-    "Site", "SiteInfo", "Stage", "Trace", "from_json", "record", "sites",
+    "Ablate", "Composed", "Decision", "ExpertmixError", "InOrder", "Intervention", "Mask", "Replay",
+    "Reweight", "Shelf", "Site", "SiteInfo", "Stage", "Trace", "compose", "from_json", "record",
+    "sites",
 ]  # fmt: skip
 
 

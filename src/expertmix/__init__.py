@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from expertmix.core.serialize import from_json
     from expertmix.core.site import Site, SiteInfo
     from expertmix.core.trace import Trace
+    from expertmix.experts.compose import compose
+    from expertmix.experts.composed import Composed
+    from expertmix.experts.shelf import Shelf
 
 __version__ = "0.1.0"
 
 _CONTENTS = {
     "Ablate": "core.removal",
+    "Composed": "experts.composed",
     "Decision": "core.decision",
     "InOrder": "core.intervention",
     "Intervention": "core.intervention",
@@ -33,9 +37,11 @@ _CONTENTS = {
     "Replay": "core.replay",
     "Reweight": "core.reweight",
     "Site": "core.site",
+    "Shelf": "experts.shelf",
     "SiteInfo": "core.site",
     "Stage": "core.intervention",
     "Trace": "core.trace",
+    "compose": "experts.compose",
     "from_json": "core.serialize",
     "record": "bindings.record",
     "sites": "bindings.record",
@@ -43,6 +49,7 @@ _CONTENTS = {
 
 __all__ = [
     "Ablate",
+    "Composed",
     "Decision",
     "ExpertmixError",
     "InOrder",
@@ -50,10 +57,12 @@ __all__ = [
     "Mask",
     "Replay",
     "Reweight",
+    "Shelf",
     "Site",
     "SiteInfo",
     "Stage",
     "Trace",
+    "compose",
     "from_json",
     "record",
     "sites",

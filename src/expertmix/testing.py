@@ -6,9 +6,13 @@ the real architecture and runs in milliseconds.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
@@ -101,7 +105,58 @@ _FAMILY_SIZES: dict[str, dict[str, Any]] = {
 
 
 def tiny_moe(model_type: str = "olmoe", *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A tiny random MoE of any family that transformers knows, in evaluation mode.
+    """A tiny random MoE of any family that transformers knows: see `tiny_lm`."""
+    return tiny_lm(model_type, seed=seed, **overrides)
+
+
+def tiny_adapters(
+    folder: str | Path,
+    model: PreTrainedModel,
+    names: Sequence[str],
+    *,
+    rank: int = 4,
+    targets: Sequence[str] = ("up_proj", "down_proj"),
+) -> Path:
+    """A library of LoRA adapters with random factors, as PEFT stores them.
+
+    Args:
+        folder: Made if need be; each adapter gets a folder of its name in it.
+        model: The base that they fit.
+        names: Of the adapters.
+        rank: Of all of them; alpha is twice that.
+        targets: Kinds of linear modules that they adapt.
+
+    Returns:
+        The folder.
+    """
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank,
+        "target_modules": list(targets), "base_model_name_or_path": "", "inference_mode": True,
+    }  # fmt: skip
+    for seed, name in enumerate(names):
+        own = Path(folder) / name
+        own.mkdir(parents=True)
+        (own / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+        save_file(_random_factors(model, targets, rank, seed), own / "adapter_model.safetensors")
+    return Path(folder)
+
+
+def _random_factors(
+    model: PreTrainedModel, targets: Sequence[str], rank: int, seed: int
+) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and path.rpartition(".")[2] in targets:
+            key = f"base_model.model.{path}.lora_"
+            out, width = module.weight.shape
+            tensors[f"{key}A.weight"] = torch.randn(rank, width, generator=generator) / width**0.5
+            tensors[f"{key}B.weight"] = torch.randn(out, rank, generator=generator) / rank
+    return tensors
+
+
+def tiny_lm(model_type: str = "llama", *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A tiny random LM of any family that transformers knows, in evaluation mode.
 
     Args:
         model_type: The family's name in transformers, such as `olmoe` or `deepseek_v3`.

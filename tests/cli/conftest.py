@@ -8,11 +8,16 @@ from dataclasses import dataclass
 import pytest
 from study.conftest import (  # noqa: F401  fixtures
     adapters,
+    asked,
+    base,
     dense,
+    foreign,
+    library,
     locked,
     moe,
     other_moe,
     pickled,
+    plain,
     prompts,
 )
 from typer.testing import CliRunner

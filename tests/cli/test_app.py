@@ -8,14 +8,16 @@ import pytest
 from expertmix import __version__
 from expertmix.study import trace_job
 
-COMMANDS = ("demo", "trace", "convert", "report", "models", "doctor")
+COMMANDS = ("demo", "trace", "compose", "spectra", "convert", "report", "models", "doctor")
 
 
 def _python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("args", [["--help"], ["trace", "--help"], ["--version"], ["models"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["trace", "--help"], ["compose", "--help"], ["--version"], ["models"]]
+)
 def test_help_imports_nothing_heavy(args):
     """Neither torch nor transformers: help is instant."""
     code = (
@@ -28,6 +30,22 @@ def test_help_imports_nothing_heavy(args):
     )
     result = _python(code)
     assert result.returncode == 0, result.stderr
+
+
+def test_letters_that_a_terminal_lacks_are_marks():
+    """In a locale of ASCII only, results are shown all the same."""
+    code = (
+        "import io, sys\n"
+        "sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='ascii')\n"
+        "sys.argv = ['expertmix', 'models']\n"
+        "from expertmix.cli import main\n"
+        "from expertmix.cli.screen import Screen\n"
+        "try: main()\n"
+        "except SystemExit: Screen().show('maths 50\\u202f% \\u00b7 poetry')\n"
+    )
+    result = _python(code)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "maths 50?% ? poetry" in result.stdout
 
 
 def test_the_program_is_installed(expertmix):

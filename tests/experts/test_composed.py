@@ -192,3 +192,14 @@ def test_signs_of_the_factors_do_not_matter(library: Path, combination):
         with Composed(tiny_llama(), shelf, SpectR(top_k=2), combination=combination) as composed:
             found.append(logits_of(composed.model))
     close(*found)
+
+
+def test_after_uninstall_nothing_is_put_on_again(library: Path):
+    """A handle of a model that was given back changes nothing on it."""
+    model = tiny_llama()
+    was = state(model)
+    composed = Composed(model, Shelf.open(library), SpectR())
+    composed.uninstall()
+    with pytest.raises(ConfigError, match="taken off"):
+        composed.change(router=Lag())
+    assert state(model) == was

@@ -147,3 +147,19 @@ def test_inference_mode_and_training_take_turns(composed):
     embeds = composed.model.get_input_embeddings()(IDS).detach().requires_grad_()
     composed.model(inputs_embeds=embeds).logits.sum().backward()
     assert embeds.grad.abs().sum() > 0
+
+
+def test_after_an_interrupt_the_plan_is_the_latest(composed):
+    """Ctrl-C in a pass, then two changes: the second builds on the first."""
+
+    def interrupt(*_) -> None:
+        raise KeyboardInterrupt
+
+    handle = composed.model.model.layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        composed.model(IDS)
+    handle.remove()
+    composed.change(shelf=composed.plan.shelf.minus("ada"))
+    composed.change(shelf=composed.plan.shelf.minus("bob"))
+    assert composed.plan.shelf.names == ("cyd", "dee", "eve")
+    close(logits_of(composed.model), fresh(composed.plan.shelf))

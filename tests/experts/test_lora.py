@@ -37,3 +37,10 @@ def test_an_adapter_without_modules_is_refused():
     """An adapter that adapts nothing is an error."""
     with pytest.raises(CheckpointError, match="no module"):
         Adapter("ada", {})
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 1e300])
+def test_a_scale_that_is_not_finite_is_refused(scale):
+    """It would spread to every token."""
+    with pytest.raises(CheckpointError, match=r"'ada'.*'up'.*scale"):
+        Adapter("ada", {"up": Factors(torch.ones(2, 3), torch.ones(4, 2), scale)})

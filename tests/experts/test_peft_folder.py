@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from expertmix.errors import CheckpointError
 from expertmix.experts import peft_folder
-from expertmix.experts.peft_folder import read_adapter, read_library
+from expertmix.experts.peft_folder import find_adapters, read_adapter, read_library
 
 from .world import calm, peft_adapter, peft_model, tiny_llama
 
@@ -44,15 +46,15 @@ def test_order_is_by_name_or_as_library_json_says(library: Path, tmp_path: Path)
 
 
 def test_every_file_is_read_once(library: Path, monkeypatch: pytest.MonkeyPatch):
-    """Loading is linear: as many weight files are opened as there are adapters."""
-    opened, real = [], peft_folder.safe_open
+    """Loading is linear: as many weight files are read as there are adapters."""
+    read, real = [], peft_folder.load
 
-    def counting(path: Path, framework: str) -> Any:
-        opened.append(path)
-        return real(path, framework)
+    def counting(data: bytes) -> Any:
+        read.append(data)
+        return real(data)
 
-    monkeypatch.setattr(peft_folder, "safe_open", counting)
-    assert len(list(read_library(library))) == len(opened) == 5
+    monkeypatch.setattr(peft_folder, "load", counting)
+    assert len(list(read_library(library))) == len(read) == 5
 
 
 @pytest.fixture
@@ -83,6 +85,14 @@ def edited(library: Path, tmp_path: Path) -> Callable[..., Path]:
         ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
         ({"r": 7}, "rank 7.*rank 8"),
         ({"lora_alpha": None}, "lora_alpha"),
+        ({"lora_alpha": True}, "lora_alpha"),
+        ({"lora_alpha": float("nan")}, "up_proj.*lora_alpha: nan|down_proj.*lora_alpha: nan"),
+        ({"lora_alpha": float("inf")}, "lora_alpha: inf"),
+        ({"r": "8"}, "rank '8'.*rank 8"),
+        ({"rank_pattern": ["up_proj"]}, "rank_pattern"),
+        ({"alpha_pattern": {"(": 4}}, "alpha_pattern"),
+        ({"use_dora": True, "target_modules": 5}, "DoRA"),
+        ({"use_something_new": True}, "use_something_new=True.*more than a plain LoRA"),
     ],
 )
 def test_what_is_not_a_plain_lora_is_refused(edited, change, words):
@@ -125,9 +135,10 @@ def test_pickled_missing_and_broken_files_are_refused(edited, tmp_path: Path):
     weights.rename(folder / "adapter_model.bin")
     with pytest.raises(CheckpointError, match="pickled"):
         read_adapter(folder)
-    (folder / "adapter_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot read"):
-        read_adapter(folder)
+    for broken in ("{", "[" * 100_000):
+        (folder / "adapter_config.json").write_text(broken)
+        with pytest.raises(CheckpointError, match="cannot read"):
+            read_adapter(folder)
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(CheckpointError, match="no adapter in"):
@@ -144,3 +155,97 @@ def test_half_a_pair_is_refused(edited):
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match="only factor A"):
         read_adapter(path.parent)
+
+
+def test_what_was_read_stays_when_the_file_is_written_anew(edited):
+    """Overwriting an adapter's file in place, or cutting it, changes no adapter in memory."""
+    folder = edited()
+    adapter = read_adapter(folder)
+    before = {module: one.down.clone() for module, one in adapter.factors.items()}
+    with (folder / "adapter_model.safetensors").open("r+b") as file:
+        file.truncate(8)
+    assert all(torch.equal(adapter.factors[module].down, down) for module, down in before.items())
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("vanishes", [True, False])
+def test_files_that_change_while_they_are_read_are_told(edited, monkeypatch, file, vanishes):
+    """A config or weights replaced or removed between reading both: a typed error, no mixture."""
+    folder, real = edited(), peft_folder.load
+
+    def meanwhile(data: bytes) -> Any:
+        path = folder / file
+        content = path.read_bytes()
+        path.unlink()
+        if not vanishes:
+            path.write_bytes(content + b" ")
+        return real(data)
+
+    monkeypatch.setattr(peft_folder, "load", meanwhile)
+    with pytest.raises(CheckpointError, match=r"'ada'.*changed while they were read.*again"):
+        read_adapter(folder)
+
+
+def test_an_adapter_that_is_gone_meanwhile_is_told(library: Path, tmp_path: Path):
+    """One that was listed and then removed is a typed error that names its file."""
+    for name in ("ada", "bob"):
+        (tmp_path / name).symlink_to(library / name)
+    reading = read_library(tmp_path)
+    assert next(reading).name == "ada"
+    (tmp_path / "bob").unlink()
+    with pytest.raises(CheckpointError, match="bob"):
+        next(reading)
+
+
+def test_a_list_mixes_libraries_and_adapters(library: Path, tmp_path: Path):
+    """Each element may be a folder of adapters or one adapter; order is kept."""
+    (tmp_path / "zoe").symlink_to(library / "ada")
+    found = [source.name for source in find_adapters([tmp_path, library / "dee"])]
+    assert found == ["zoe", "dee"]
+
+
+def test_settings_that_are_not_used_do_not_matter(edited):
+    """A key of another version is let pass while it says nothing."""
+    assert read_adapter(edited(use_something_new=False, kept_for_later=None)).factors
+
+
+def test_a_rank_of_zero_is_refused(edited):
+    """Nothing can be divided by it."""
+    folder = edited(r=0)
+    path = folder / "adapter_model.safetensors"
+    empty = {
+        key: (value[:0] if "lora_A" in key else value[:, :0]).clone()
+        for key, value in load_file(path).items()
+    }
+    save_file(empty, path)
+    with pytest.raises(CheckpointError, match="weights have rank 0"):
+        read_adapter(folder)
+
+
+def test_an_adapted_head_without_its_own_weights(tmp_path: Path):
+    """PEFT saves the head itself beside its adapter: the refusal says how not to."""
+    with pytest.raises(CheckpointError, match=r"'lm_head'.*save_embedding_layers=False"):
+        read_adapter(peft_adapter(tmp_path / "head", 1, target_modules=["lm_head", "q_proj"]))
+
+
+def test_a_name_that_no_file_can_have(library: Path, tmp_path: Path):
+    """One in library.json is a typed error."""
+    (tmp_path / "library.json").write_text(json.dumps({"experts": [{"name": "a\0b"}]}))
+    with pytest.raises(CheckpointError, match="cannot read"):
+        list(read_library(tmp_path))
+
+
+def test_weights_without_a_config_are_told(library: Path, tmp_path: Path):
+    """Beside good adapters, one that lost its config is not passed over."""
+    root = Path(shutil.copytree(library, tmp_path / "copy"))
+    (root / "bob" / "adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"'bob'.*adapter_config\.json"):
+        find_adapters(root)
+
+
+def test_a_name_that_is_no_text_is_refused(library: Path, tmp_path: Path):
+    """Folder names that are not UTF-8 are named in ASCII, with what to do."""
+    root = tmp_path / "odd"
+    shutil.copytree(library / "ada", root / os.fsdecode(b"ad\xff"))
+    with pytest.raises(CheckpointError, match=r"udcff.*rename"):
+        find_adapters(root)

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 from expertmix.errors import ConfigError
 from expertmix.experts.composed import Composed
 from expertmix.experts.peft_folder import read_library
 from expertmix.experts.shelf import Shelf
 from expertmix.routers.fixed import Fixed
+from expertmix.routers.pooled import Pooled
 from expertmix.routers.spectr import SpectR
 from expertmix.routers.uniform import Uniform
 
@@ -151,3 +153,18 @@ def test_gradients_reach_the_input(library: Path, checkpointing):
             numeric = finite_difference(model, embeds.detach())
             assert float((embeds.grad * DIRECTION).sum()) == pytest.approx(numeric, rel=2e-2)
         assert embeds.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("router", [SpectR(top_k=2), Pooled(top_k=2)])
+def test_a_compiled_model(library: Path, router):
+    """torch.compile leaves the hooks out of its graphs: the same logits, also in decoding."""
+    with Composed(tiny_llama(), Shelf.open(library), router) as composed:
+        expected = logits_of(composed.model)
+        torch.compiler.reset()
+        compiled = torch.compile(composed.model, backend="eager")
+        close(logits_of(compiled), expected)
+        cache = DynamicCache(config=composed.model.config)
+        with torch.no_grad():
+            parts = [compiled(part, cache=cache, use_cache=True).logits for part in IDS.split(1, 1)]
+        close(torch.cat(parts, 1), expected)
+    torch.compiler.reset()

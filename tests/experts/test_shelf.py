@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from expertmix.errors import CheckpointError
 from expertmix.experts.shelf import Shelf
@@ -46,3 +47,17 @@ def test_names_are_unique_and_there_is_one():
         Shelf.of([])
     with pytest.raises(CheckpointError, match="two adapters are named 'a'"):
         Shelf.of([random_adapter("a", 1), random_adapter("a", 2)])
+
+
+def test_a_live_model_may_be_trained_on(library: Path):
+    """What happens to a PeftModel's weights after they were taken changes nothing on the shelf."""
+    model = peft_model(library / "ada")
+    shelf = Shelf.from_peft(model)
+    digest = Shelf.open(library / "ada").adapters[0].digest
+    before = {module: one.right.clone() for module, one in shelf.adapters[0].modules.items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    for module, spectrum in shelf.adapters[0].modules.items():
+        assert torch.equal(spectrum.right, before[module])
+    assert shelf.adapters[0].digest == digest

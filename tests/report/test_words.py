@@ -27,7 +27,7 @@ def test_numbers() -> None:
     """Numbers have a real minus; a rounded zero has no sign; nan is a dash."""
     assert words.decimal(-1.5) == "\u22121.50"
     assert words.signed(0.5) == "+0.50"
-    assert words.signed(-0.001) == "0.00"
+    assert words.signed(-0.001) == words.decimal(-0.001) == "0.00"
     assert words.signed(-0.01) == "\u22120.01"
     assert (
         words.decimal(math.nan) == words.signed(math.nan) == words.percent(math.nan) == words.DASH
@@ -133,3 +133,34 @@ def test_table() -> None:
     assert table.show(1234) == "1,234"
     with pytest.raises(ConfigError, match="row 0 has 1 cells for 2 columns"):
         Table("t", ("a", "b"), (("x",),))
+
+
+def test_a_name_stands_out_whatever_it_holds() -> None:
+    """Back quotes of its own do not end it."""
+    shown = sentence(f"{words.named('a`b')} and {words.named('c')}")
+    assert shown.count('<span class="name">') == 2
+    assert "`" not in shown
+
+
+def test_what_steers_a_terminal_is_a_mark() -> None:
+    """Tabs, line breaks and letters stay."""
+    assert words.printable("a\x1b[2J\x07\x9b\x7f\r") == "a\ufffd[2J\ufffd\ufffd\ufffd\ufffd"
+    assert words.printable("ä\tb\n日本") == "ä\tb\n日本"
+
+
+def test_long_names_are_cut() -> None:
+    """To the length that there is room for, the mark included."""
+    assert words.cut("abcdef", 6) == "abcdef"
+    assert words.cut("abcdefg", 6) == "abcde…"
+
+
+@pytest.mark.parametrize("rows", [3, 24, 60, 80, 100, 400])
+def test_names_of_rows_never_touch(rows: int) -> None:
+    """A map names as many rows as there is height for."""
+    names = [f"adapter {n}" for n in range(rows)]
+    _, layout = plots.heat_map(
+        [[0.0]] * rows, columns=["a"], rows=names, column_title="x", hover="", top=1.0
+    )
+    shown = len(layout["yaxis"]["tickvals"])
+    assert shown == rows or rows > 72
+    assert (layout["height"] - 60) / shown >= layout["yaxis"].get("tickfont", {"size": 13})["size"]

@@ -38,7 +38,8 @@ def test_the_oracle_follows_the_rows_of_the_batch():
 
 def test_what_cannot_be():
     """Unknown names, weights not above zero, nothing at all, and another batch are refused."""
-    for weights in ({}, {"a": 0.0}, {"a": float("nan")}, [("a", 1.0), ("a", 2.0)]):
+    impossible = ({}, {"a": 0.0}, {"a": float("nan")}, {"a": "much"}, {"a": True}, None, 3, ["a"])
+    for weights in (*impossible, [("a", 1.0), ("a", 2.0)]):
         with pytest.raises(ConfigError):
             Fixed(weights)
     for adapters in ("a", ()):

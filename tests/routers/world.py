@@ -9,17 +9,27 @@ from torch import Tensor
 
 from expertmix.experts.lora import Adapter, Factors
 from expertmix.experts.shelf import Shelf
-from expertmix.experts.stack import SharedStack, Stack
-from expertmix.routers.directions import Directions, Seen
+from expertmix.experts.stack import Projections, Reading, SharedStack, Stack
+from expertmix.routers.directions import Directions
+from expertmix.routers.seen import Seen
 
 MODULE = "mlp.up_proj"
 D = 32
 
 
-def stack_of(adapters: Sequence[Adapter], dtype: torch.dtype = torch.float64) -> Stack:
+def stack_of(
+    adapters: Sequence[Adapter],
+    dtype: torch.dtype = torch.float64,
+    projections: Projections = "exact",
+) -> Stack:
     """The stack of one module, on the CPU."""
-    shelf = Shelf.of(adapters)
-    shared = SharedStack.build(shelf, [MODULE], device=torch.device("cpu"), dtype=dtype)
+    shared = SharedStack.build(
+        Shelf.of(adapters),
+        [MODULE],
+        device=torch.device("cpu"),
+        dtype=dtype,
+        reading=Reading(projections=projections),
+    )
     return shared.modules[MODULE]
 
 
@@ -28,7 +38,15 @@ def directions_of(adapters: Sequence[Adapter], dtype: torch.dtype = torch.float6
 
 
 def seen_of(adapters: Sequence[Adapter], hidden: Tensor, *, rows: int = 1) -> Seen:
-    return Seen.of(directions_of(adapters, hidden.dtype), hidden, module=MODULE, rows=rows)
+    return Seen(hidden, directions_of(adapters, hidden.dtype), module=MODULE, rows=rows)
+
+
+def sieved_of(adapters: Sequence[Adapter], hidden: Tensor) -> Seen:
+    """Seen roughly first."""
+    stack = stack_of(adapters, hidden.dtype, "sieved")
+    assert stack.rough is not None
+    rough = Seen(hidden, stack.rough, module=MODULE)
+    return Seen(hidden, stack.directions, module=MODULE, rough=rough)
 
 
 def hidden_states(tokens: int = 11, seed: int = 5, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 
 from expertmix.testing import tiny_moe, tiny_tokenizer
 
+from .composing import asked, base, foreign, library, plain  # noqa: F401  fixtures
+
 DOMAINS = (
     "maths", "backward", "python", "medicine", "shakespeare", "science", "reading", "encyclopedia",
 )  # fmt: skip
@@ -95,8 +97,8 @@ def adapters(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _adapter(folder: Path, base: Path, seed: int, rank: int = 2) -> None:
-    config = json.loads((base / "config.json").read_text())
+def _adapter(folder: Path, model: Path, seed: int, rank: int = 2) -> None:
+    config = json.loads((model / "config.json").read_text())
     sizes = (config["hidden_size"], config["intermediate_size"])
     generator = torch.Generator().manual_seed(seed)
     tensors = {}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from expertmix.errors import ConfigError, ContextLengthError
-from expertmix.study.corpus import encode
+from expertmix.study.corpus import Corpus, Sample, encode, encode_chat
 from expertmix.study.prompts import Prompt
 from expertmix.testing import tiny_tokenizer
 
@@ -52,3 +52,22 @@ def test_either_all_samples_have_a_label_or_none_has():
     assert mixed.labels == ("x", "y", "unlabeled")
     bare = encode([Prompt("a", None, "p:1")], tiny_tokenizer(), context=None)
     assert bare.labels == ()
+
+
+def test_a_chat_has_the_labels_of_its_text():
+    """Also beside prompts without one."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    mixed = (*PROMPTS, Prompt("a", None, "p:4"))
+    chat, text = encode_chat(mixed, tokenizer), encode(mixed, tokenizer, context=None)
+    assert [one.label for one in chat.samples] == [one.label for one in text.samples]
+
+
+def test_a_few_varied_samples_are_of_all_labels():
+    """One of each before a second one of any, in the order of the corpus."""
+    labels = ("x", "x", "x", "y", "z", "y")
+    corpus = Corpus(tuple(Sample((1,), label, "p") for label in labels))
+    assert corpus.varied(3) == (0, 3, 4)
+    assert corpus.varied(5) == (0, 1, 3, 4, 5)
+    assert corpus.varied(9) == tuple(range(6))
+    assert Corpus(tuple(Sample((1,), None, "p") for _ in range(4))).varied(2) == (0, 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from expertmix.bindings.both import Both
 from expertmix.bindings.transformers import TransformersMoE
 from expertmix.core.intervention import Intervention
 from expertmix.core.protocols import Routed
@@ -15,6 +16,8 @@ from expertmix.core.record import record as record_routed
 from expertmix.core.recording import Decoder
 from expertmix.core.site import SiteInfo
 from expertmix.core.trace import Trace
+from expertmix.errors import NoSitesError, UnsupportedModelError
+from expertmix.experts.composed import Composed
 
 
 def bind(model: nn.Module | Routed) -> Routed:
@@ -24,7 +27,15 @@ def bind(model: nn.Module | Routed) -> Routed:
         NoSitesError: A dense model.
         UnsupportedModelError: A family that routes in a way that cannot be recorded faithfully.
     """
-    return TransformersMoE(model) if isinstance(model, nn.Module) else model
+    if not isinstance(model, nn.Module):
+        return model
+    composed = Composed.of(model)
+    if composed is None:
+        return TransformersMoE(model)
+    try:
+        return Both(composed, TransformersMoE(model))
+    except (NoSitesError, UnsupportedModelError):
+        return composed
 
 
 def sites(model: nn.Module | Routed) -> tuple[SiteInfo, ...]:
@@ -52,7 +63,8 @@ def record(
     checkpointing, nested and repeated. Recording alone changes no bit of the output.
 
     Args:
-        model: Any MoE model of transformers, or a wrapper around one.
+        model: Any MoE model of transformers, a wrapper around one, or a model with adapters on it
+            (`compose`).
         interventions: Edits, applied stage by stage and, within a stage, in this order.
         sites: Pattern of the sites to record; interventions have patterns of their own.
         logits: Keep the gate's logits too.
@@ -71,7 +83,8 @@ def record(
 
     Raises:
         NoSitesError: A dense model.
-        UnsupportedModelError: A family that cannot be recorded faithfully.
+        UnsupportedModelError: A family that cannot be recorded faithfully, or an encoder with a
+            decoder.
         UnsupportedRuntimeError: A compiled model, or a captured CUDA graph.
         AddressError: A pattern or an expert number points at nothing.
         FingerprintError: A replayed trace belongs to another model.

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from expertmix.cli.compose import compose
 from expertmix.cli.convert import convert
 from expertmix.cli.demo import demo
 from expertmix.cli.doctor import doctor
@@ -13,6 +14,7 @@ from expertmix.cli.group import Group
 from expertmix.cli.models import models
 from expertmix.cli.report import report
 from expertmix.cli.screen import Screen
+from expertmix.cli.spectra import spectra
 from expertmix.cli.trace import trace
 
 app = typer.Typer(
@@ -49,5 +51,5 @@ def options(
     ctx.obj = Screen(as_json=as_json, debug=debug)
 
 
-for command in (demo, trace, convert, report, models, doctor):
+for command in (demo, trace, compose, spectra, convert, report, models, doctor):
     app.command()(command)

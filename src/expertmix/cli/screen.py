@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from expertmix.errors import ExpertmixError
+from expertmix.report import words
 
 Report = Callable[[str, int, int], None]
 """(stage, done, total); a total of 0 means that it is not known."""
@@ -45,9 +46,9 @@ class Screen:
         """Tables and text for people; nothing with `--json`."""
         if not self.as_json:
             for part in parts:
-                self._out.print(
-                    part, soft_wrap=isinstance(part, str), highlight=False, markup=False
-                )
+                line = isinstance(part, str)
+                shown = words.printable(part) if isinstance(part, str) else part
+                self._out.print(shown, soft_wrap=line, highlight=False, markup=False)
 
     def emit(self, figures: Mapping[str, Any]) -> None:
         """The result for programs; nothing without `--json`."""
@@ -58,13 +59,13 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A line on stderr."""
-        self._err.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._err.print(words.printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def error(self, problem: ExpertmixError) -> None:
         """One clean line, in red; the traceback where it is wanted."""
         if self._debug:
             self._err.print_exception()
-        line = f"error: {problem}"
+        line = words.printable(f"error: {problem}")
         self._err.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager

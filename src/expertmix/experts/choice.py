@@ -18,9 +18,9 @@ from expertmix.core.intervention import Stage
 from expertmix.core.protocols import Tap
 from expertmix.core.site import Site, SiteInfo
 from expertmix.errors import InterventionError
-from expertmix.routers.directions import Seen
 from expertmix.routers.router import Router, available_scores
 from expertmix.routers.rule import Rule
+from expertmix.routers.seen import Seen
 
 
 def choose(
@@ -34,19 +34,35 @@ def choose(
     if not taps:
         return router.decide(seen)
     rule, site = router.rule, info.site
-    logits_TE = _edited_logits(available_scores(router.scores(seen), seen), site, taps)
+    if not chooses_again(taps, site):
+        _show_logits(router, seen, site, taps)
+        return _edited_decision(*router.decide(seen), site, taps)
+    logits_TE = _edited_logits(router.ranked(seen), site, taps)
     shared_TE = available_scores(_edited_shares(logits_TE, rule, site, taps), seen)
     selection_TE = _unbanned(shared_TE, site, taps)
-    if any(_chooses_again(tap, site) for tap in taps) and rule.weights != "given":
+    if rule.weights != "given":
         _demand(selection_TE, info)
     indices_TK = rule.select(selection_TE, info.top_k)
     weights_TK = rule.weigh(selection_TE.gather(1, indices_TK))
     return _edited_decision(indices_TK, weights_TK, site, taps)
 
 
+def chooses_again(taps: Sequence[Tap], site: Site) -> bool:
+    """Whether any of them edits what decides: then all scores count, not only the highest."""
+    return any(_chooses_again(tap, site) for tap in taps)
+
+
 def _chooses_again(tap: Tap, site: Site) -> bool:
     before = (Stage.LOGITS, Stage.PROBABILITIES, Stage.SELECTION)
     return any(tap.edits(site, stage) for stage in before)
+
+
+def _show_logits(router: Router, seen: Seen, site: Site, taps: Sequence[Tap]) -> None:
+    wanting = [tap for tap in taps if tap.wants(site) and tap.wants_logits()]
+    if wanting:
+        scores_TE = router.ranked(seen)
+        for tap in wanting:
+            tap.saw_logits(site, scores_TE)
 
 
 def _edited_logits(scores_TE: Tensor, site: Site, taps: Sequence[Tap]) -> Tensor:

@@ -12,22 +12,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from expertmix.core.protocols import Tap
 from expertmix.core.site import SiteInfo
-from expertmix.errors import UnsupportedRuntimeError
+from expertmix.errors import ConfigError, UnsupportedModelError, UnsupportedRuntimeError
 from expertmix.experts.fingerprint import fingerprint
 from expertmix.experts.fused import Combination
-from expertmix.experts.passes import full_models, hook_passes, name_of
+from expertmix.experts.passes import (
+    full_models,
+    hook_passes,
+    name_of,
+    refuse_two_texts,
+    untraced,
+)
 from expertmix.experts.places import Place, pretrained
 from expertmix.experts.plan import Plan
+from expertmix.experts.running import Running, passes
 from expertmix.experts.shelf import Shelf
 from expertmix.experts.silence import silenced
+from expertmix.experts.stack import Projections
 from expertmix.routers.router import Router
 
 
@@ -42,14 +50,15 @@ class Composed:
         shelf: The adapters.
         router: Who decides.
         combination: `outputs`, Σ w_i B_i A_i x, or `aligned`, (Σ w_i B*_i)(Σ w_i A*_i) x.
-        projections: The type in which inputs are projected, for scores and on the way down. None
-            is the input's own. `torch.bfloat16` on a float32 model halves the memory that a step
-            reads, and is several times faster where the processor multiplies it natively; a few
-            near ties are then decided otherwise.
+        projections: How a router's inputs are projected, where it scores by all directions. None
+            chooses: `sieved` (one product in bfloat16 names candidates, exact ones decide among
+            them) where the shelf is large and the processor multiplies bfloat16 natively, else
+            `exact`. A type: in that type, for scores and on the way down.
 
     Raises:
         CheckpointError: An adapter does not fit the model; the model is as it was.
         ConfigError: The router does not fit the shelf, or an unknown combination.
+        UnsupportedModelError: An encoder with a decoder, and a router with a memory.
 
     Example:
         >>> shelf = Shelf.open("adapters/")
@@ -65,20 +74,51 @@ class Composed:
         router: Router,
         *,
         combination: Combination = "outputs",
-        projections: torch.dtype | None = None,
+        projections: Projections = None,
     ) -> None:
         self.model = pretrained(model)
+        if Composed.of(self.model) is not None:
+            raise ConfigError(
+                "the model has a shelf on it already: change that one (expertmix.compose again, or "
+                "Composed.of(model).change), or uninstall it first"
+            )
         self._taps: tuple[Tap, ...] = ()
         self._hooked: set[str] = set()
+        self._uninstalled = False
         self._pinned: ContextVar[Plan | None] = ContextVar("plan", default=None)
+        self._running: ContextVar[Running | None] = ContextVar("running", default=None)
+        self._resting = ContextVar("resting", default=False)
         self._plan = Plan.lay(self.model, shelf, router, combination, projections)
+        _refuse_memory_of_two_texts(self.model, router)
         self._installed = ExitStack()
+        for module in full_models(self.model, self._plan.infos):
+            self._installed.enter_context(passes(module, self._running, self._starting))
         self._install(self._plan)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Composed | None:
+        """What is on a model, or None.
+
+        Raises:
+            UnsupportedRuntimeError: The model is a copy of a composed one: its adapters act, but
+                what they do is seen and changed at the original only.
+        """
+        hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
+        found = next((hook.composed for hook in hooks if isinstance(hook, _Adding)), None)
+        if found is not None and all(module is not found.model for module in model.modules()):
+            raise UnsupportedRuntimeError(
+                "the model is a copy of a composed one, and shares its shelf: copy the base first, "
+                "then compose the copy"
+            )
+        return found
 
     @property
     def plan(self) -> Plan:
-        """What acts here and now: the pinned plan inside of `pinned`, else the latest."""
+        """What acts on a pass that starts here and now: the pinned one, or the latest."""
         return self._pinned.get() or self._plan
+
+    def _starting(self) -> Plan | None:
+        return None if self._resting.get() else self.plan
 
     def change(self, *, shelf: Shelf | None = None, router: Router | None = None) -> None:
         """Put another shelf or router on the live model, all at once or not at all.
@@ -90,21 +130,37 @@ class Composed:
             ConfigError: The router does not fit the shelf; everything is as it was.
             UnsupportedRuntimeError: A recording is open: its sites would change under it.
         """
+        old = self._plan
+        self.put(
+            Plan.lay(
+                self.model,
+                old.shelf if shelf is None else shelf,
+                old.router if router is None else router,
+                old.combination,
+                old.projections,
+            )
+        )
+
+    def put(self, plan: Plan) -> None:
+        """`change` all of it at once, to what was laid out for this model.
+
+        Raises:
+            ConfigError: It was uninstalled.
+            UnsupportedModelError: An encoder with a decoder, and a router with a memory.
+            UnsupportedRuntimeError: A recording is open: its sites would change under it.
+        """
+        if self._uninstalled:
+            raise ConfigError(
+                "the shelf was taken off the model: put one on with expertmix.compose"
+            )
         if self._taps:
             raise UnsupportedRuntimeError(
                 "a recording is open, and its sites would change under it: leave the record block, "
                 "then change the shelf or the router"
             )
-        old = self._plan
-        new = Plan.lay(
-            self.model,
-            old.shelf if shelf is None else shelf,
-            old.router if router is None else router,
-            old.combination,
-            old.projections,
-        )
-        self._install(new)
-        self._plan = new
+        _refuse_memory_of_two_texts(self.model, plan.router)
+        self._install(plan)
+        self._plan = plan
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
@@ -118,6 +174,15 @@ class Composed:
         finally:
             self._pinned.reset(token)
 
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Be the base model, without adapters, for all that this thread runs in the block."""
+        token = self._resting.set(True)
+        try:
+            yield
+        finally:
+            self._resting.reset(token)
+
     def _install(self, plan: Plan) -> None:
         """Hook the places that are not hooked yet."""
         new = [place for place in plan.places if place.name not in self._hooked]
@@ -128,18 +193,20 @@ class Composed:
             self._hooked.add(place.name)
 
     def _hook(self, place: Place) -> None:
-        def add(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-        ) -> Tensor:
-            hidden: Tensor = args[0] if args else next(iter(kwargs.values()))
-            added = self.plan.added(place.name, hidden, self._taps)
-            return output if added is None else output + added.view(output.shape).to(output.dtype)
-
-        handle = place.linear.register_forward_hook(add, with_kwargs=True)
+        handle = place.linear.register_forward_hook(_Adding(self, place.name), with_kwargs=True)
         self._installed.callback(handle.remove)
+
+    def added(self, module: str, hidden: Tensor) -> Tensor | None:
+        """What the adapters add to a module's output for its (…, D) input; None for nothing."""
+        if self._resting.get():
+            return None
+        running = self._running.get()
+        plan, memory = (self.plan, None) if running is None else running.at
+        return plan.added(module, hidden, self._taps, memory)
 
     def uninstall(self) -> None:
         """Take all hooks off; the model is what it was. A second call does nothing."""
+        self._uninstalled = True
         self._installed.close()
         self._hooked.clear()
 
@@ -191,3 +258,32 @@ class Composed:
 
     def _detach(self, tap: Tap) -> None:
         self._taps = tuple(other for other in self._taps if other is not tap)
+
+
+def _refuse_memory_of_two_texts(model: nn.Module, router: Router) -> None:
+    if router.remembers:
+        refuse_two_texts(model, f"{type(router).__name__}, which gathers evidence over a text,")
+
+
+@dataclass(frozen=True, eq=False)
+class _Adding:
+    """A forward hook that adds what the adapters add; by it a composed model is known."""
+
+    composed: Composed
+    module: str
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # a copied model goes on with the same shelf
+
+    @untraced
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        if not isinstance(output, Tensor):
+            raise UnsupportedModelError(
+                f"module {self.module!r} gives a {type(output).__name__}, no tensor (a router, "
+                f"say), and an adapter cannot be added to that: leave it out of the adapters"
+            )
+        hidden: Tensor = args[0] if args else next(iter(kwargs.values()))
+        added = self.composed.added(self.module, hidden)
+        return output if added is None else output + added.view(output.shape).to(output.dtype)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from expertmix.errors import ConfigError, UnsupportedModelError
 from expertmix.experts.base_inputs import read, showing
-from expertmix.experts.places import Place, features, find_places, pretrained
+from expertmix.experts.places import Place, find_places, pretrained
 from expertmix.experts.plan import Plan
 from expertmix.experts.shared_input import groups
 from expertmix.experts.shelf import Shelf
-from expertmix.routers.calibrated import Calibrated, Spread
+from expertmix.routers.calibrated import Spread
+from expertmix.routers.pooled import calibrated, measured
 from expertmix.routers.ridge import LinearMap, Moments, Ridge
 from expertmix.routers.router import Router
 
@@ -72,8 +73,8 @@ class _Reader:
 
     def __init__(self, places: Sequence[Place], counts: Sequence[int]) -> None:
         self.expert = 0
-        widths = {place.name: _width(place) for place in places}
-        self._groups = {members[0]: members for members in groups(list(widths))}
+        widths = {place.name: place.width for place in places}
+        self._groups = {members[0]: members for members in groups(widths)}
         self._first = {name: members[0] for members in self._groups.values() for name in members}
         self._moments = {first: Moments(widths[first], counts) for first in self._groups}
         self._latest: dict[str, Any] = {}
@@ -102,35 +103,35 @@ class _Reader:
         return maps
 
 
-def calibrate(
-    model: nn.Module, shelf: Shelf, router: Router, texts: Sequence[Tensor]
-) -> Calibrated:
+def calibrate(model: nn.Module, shelf: Shelf, router: Router, texts: Sequence[Tensor]) -> Router:
     """A router whose scores are comparable between adapters, from any unlabelled text.
 
     Args:
         model: The base model, without the shelf on it.
         shelf: The adapters.
-        router: Whose scores are calibrated.
+        router: Whose scores are calibrated, or whose evidence if it pools any.
         texts: Token ids, each (B, S) without padding.
 
     Raises:
         CheckpointError: The shelf does not fit the model.
-        ConfigError: The texts hold fewer than two tokens.
+        ConfigError: The texts hold fewer than two tokens, or are no token ids.
+        UnsupportedModelError: An adapted module does not run.
     """
     base = pretrained(model)
-    plan = Plan.lay(base, shelf, router, "outputs")
+    inner = measured(router)
+    plan = Plan.lay(base, shelf, inner, "outputs")
     spreads = {place.name: Spread(len(shelf)) for place in plan.places}
 
     def see(module: str, hidden: Tensor) -> None:
-        spreads[module].add(router.scores(plan.seen(module, hidden)))
+        spreads[module].add(inner.scores(plan.seen(module, hidden)))
 
     with showing(plan.places, see):
         read(base, texts)
-    levels = {module: spread.level() for module, spread in spreads.items()}
-    return Calibrated(router, levels)
-
-
-def _width(place: Place) -> int:
-    found = features(place.linear)
-    assert found is not None, "find_places lets linear modules pass only"
-    return found[1]
+    idle = [module for module, spread in spreads.items() if not spread.count]
+    if 0 < len(idle) < len(spreads):
+        raise UnsupportedModelError(
+            f"module {idle[0]!r} did not run while the base read the text: its layer computes "
+            f"without calling it, or gave it no token, and adapters there have no level. Leave "
+            f"that module out of the adapters, or give more text"
+        )
+    return calibrated(router, {module: spread.level() for module, spread in spreads.items()})

@@ -47,8 +47,8 @@ class Adapter:
         base: The base model as its config names it; may be empty.
 
     Raises:
-        CheckpointError: No module, factors that do not fit each other, or values that are NaN or
-            infinite.
+        CheckpointError: No module, factors that do not fit each other, or factors or scales that
+            are NaN or infinite.
     """
 
     name: str
@@ -97,6 +97,11 @@ def _check(name: str, module: str, factors: Factors) -> None:
         raise CheckpointError(
             f"adapter {name!r}, module {module!r}: factors of {down.dtype} and {up.dtype}; they "
             f"must be floating, not quantized"
+        )
+    if not abs(factors.scale) <= torch.finfo(torch.float32).max:
+        raise CheckpointError(
+            f"adapter {name!r}, module {module!r}: its scale is {factors.scale}, not a finite "
+            f"float32; see alpha in its config"
         )
     if not (_finite(down) and _finite(up)):
         raise CheckpointError(

@@ -12,13 +12,15 @@ import inspect
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from threading import get_ident
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from expertmix.core.protocols import Tap
 from expertmix.errors import UnsupportedModelError, UnsupportedRuntimeError
+
+_Hook = TypeVar("_Hook", bound=Callable[..., Any])
 
 
 def takes_tokens(module: nn.Module) -> bool:
@@ -56,6 +58,20 @@ def full_models(model: nn.Module, sites: Iterable[str]) -> list[nn.Module]:
     return found
 
 
+def refuse_two_texts(model: nn.Module, doing: str) -> None:
+    """Refuse an encoder with a decoder.
+
+    Raises:
+        UnsupportedModelError: One pass reads two texts, so its tokens have no one name.
+    """
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is an encoder with a decoder: one pass reads two texts, and "
+            f"{doing} would mix up their tokens. Use a decoder-only model."
+        )
+
+
 def hook_passes(
     model: nn.Module, tap: Tap, stack: ExitStack, *, recover: Callable[[], None] = lambda: None
 ) -> None:
@@ -66,7 +82,11 @@ def hook_passes(
         tap: Told of every pass.
         stack: Holds the hooks.
         recover: Called when a pass turns out to have been broken off without a word.
+
+    Raises:
+        UnsupportedModelError: An encoder with a decoder.
     """
+    refuse_two_texts(model, "a recording")
     signature = inspect.signature(model.forward)
     opener: int | None = None  # the thread whose call of this model opened the pass
 
@@ -103,6 +123,12 @@ def _tracing() -> None:
 
 _disable: Any = torch.compiler.disable
 _raise_tracing = _disable(_tracing, reason="expertmix records no compiled graph")
+
+
+def untraced(hook: _Hook) -> _Hook:
+    """The same hook, which torch.compile leaves out of its graphs and calls as it is."""
+    left_out: _Hook = _disable(hook, reason="expertmix decides outside of compiled graphs")
+    return left_out
 
 
 def refuse_tracing() -> None:
@@ -146,7 +172,16 @@ def _cached(given: dict[str, Any]) -> int:
             "continuous batching packs many requests into one row: decisions cannot be named by "
             "token. Use generate()."
         )
-    return 0 if cache is None else int(cache.get_seq_length())
+    if cache is None:
+        return 0
+    try:
+        return int(cache.get_seq_length())
+    except ValueError as problem:
+        raise UnsupportedRuntimeError(
+            f"the model's {type(cache).__name__} holds states without a place for each token (a "
+            f"model without attention): decisions cannot be named by token. Run it with "
+            f"use_cache=False, or use a router without memory, such as SpectR, unrecorded."
+        ) from problem
 
 
 def _real(mask: Any, ids_BS: Tensor, past: int) -> Tensor:

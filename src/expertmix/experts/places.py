@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -31,6 +32,13 @@ class Place:
     linear: nn.Module
     wrapper: nn.Module | None
 
+    @property
+    def width(self) -> int:
+        """D, of the module's input."""
+        found = features(self.linear)
+        assert found is not None, "find_places lets linear modules pass only"
+        return found[1]
+
 
 def pretrained(model: nn.Module) -> nn.Module:
     """The outermost full model of transformers, or the module itself for want of one."""
@@ -53,6 +61,31 @@ def find_places(model: nn.Module, shelf: Shelf) -> tuple[Place, ...]:
             f"no adapter of the shelf does anything (B = 0): {', '.join(shelf.names)}"
         )
     return tuple(_place(path, module) for path, module in modules.items() if path in wanted)
+
+
+def check_bases(model: nn.Module, shelf: Shelf) -> None:
+    """Refuse adapters that were trained on a base of another name, as far as names tell.
+
+    Only hub ids are compared, and of them the part behind the owner: a folder may have any name.
+
+    Raises:
+        CheckpointError: An adapter's config names another base.
+    """
+    own = str(getattr(getattr(model, "config", None), "name_or_path", ""))
+    for adapter in shelf:
+        if _is_hub_id(own) and _is_hub_id(adapter.base) and _tail(own) != _tail(adapter.base):
+            raise CheckpointError(
+                f"adapter {adapter.name!r} was trained on {adapter.base}, the model is {own}. If "
+                f"that is meant, say any_base=True (--any-base)."
+            )
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and name[0] not in "./~" and not Path(name).exists()
+
+
+def _tail(name: str) -> str:
+    return name.rpartition("/")[2].lower()
 
 
 def _place(path: str, module: nn.Module) -> Place:

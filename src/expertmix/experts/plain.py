@@ -27,6 +27,17 @@ _REFUSED = {
     "velora_config": "VeLoRA is not understood",
     "monteclora_config": "MonteCLoRA is not understood",
 }
+_PLAIN = frozenset(
+    (
+        "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
+        "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out",
+        "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform",
+        "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config",
+        "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern",
+        "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
+    )
+)  # fmt: skip
+"""What PEFT 0.21 writes that changes nothing beyond `W + scale * B @ A`."""
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initializations that move part of the base weight into the adapter, or quantize the base."""
 
@@ -50,6 +61,13 @@ def refuse_unless_plain(config: Mapping[str, Any], name: str) -> None:
                 f"adapter {name!r} is not a plain LoRA: {reason} ({key}={config[key]!r}), at "
                 f"modules {_targets(config)}"
             )
+    for key in config.keys() - _PLAIN - _REFUSED.keys():
+        if config[key]:
+            raise CheckpointError(
+                f"adapter {name!r} has a setting that is not understood here "
+                f"({key}={config[key]!r}): it may be more than a plain LoRA. If it is not, remove "
+                f"that key from its config"
+            )
     if config.get("bias", "none") != "none":
         raise CheckpointError(
             f"adapter {name!r} also trained biases (bias={config['bias']!r}), at modules "
@@ -67,28 +85,40 @@ def scale_of(config: Mapping[str, Any], name: str, module: str, rank: int) -> fl
     """alpha / rank, or alpha / sqrt(rank) for rsLoRA; patterns win.
 
     Raises:
-        CheckpointError: The config speaks of another rank than the weights have.
+        CheckpointError: The config speaks of another rank than the weights have, has no alpha, or
+            a pattern that is none.
     """
-    expected = _by_pattern(config.get("rank_pattern"), module, config.get("r"))
-    if expected != rank:
+    expected = _by_pattern(config, "rank_pattern", "r", name, module)
+    if rank < 1 or expected != rank:
         raise CheckpointError(
-            f"adapter {name!r}, module {module!r}: its config says rank {expected}, its weights "
+            f"adapter {name!r}, module {module!r}: its config says rank {expected!r}, its weights "
             f"have rank {rank}"
         )
-    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
-    if not isinstance(alpha, int | float):
-        raise CheckpointError(f"adapter {name!r}: its config has no lora_alpha")
+    alpha = _by_pattern(config, "alpha_pattern", "lora_alpha", name, module)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise CheckpointError(
+            f"adapter {name!r}, module {module!r}: its config has no finite lora_alpha: {alpha!r}"
+        )
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+def _by_pattern(
+    config: Mapping[str, Any], patterns: str, default: str, name: str, module: str
+) -> Any:
     # The same rule as peft.utils.other.get_pattern_key: the first that matches a tail of the name.
-    for key, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
+    try:
+        for key, value in (config.get(patterns) or {}).items():
+            if re.match(rf"(.*\.)?({key})$", module):
+                return value
+    except (AttributeError, re.error) as problem:
+        raise CheckpointError(
+            f"adapter {name!r}: {patterns} in its config is no mapping of patterns: {problem}"
+        ) from problem
+    return config.get(default)
 
 
 def _targets(config: Mapping[str, Any]) -> str:
     targets = config.get("target_modules") or ()
-    return targets if isinstance(targets, str) else ", ".join(sorted(targets)) or "(none named)"
+    if not isinstance(targets, list | tuple | set):
+        return str(targets)
+    return ", ".join(sorted(str(target) for target in targets)) or "(none named)"

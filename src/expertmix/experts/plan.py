@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from expertmix.core.protocols import Tap
 from expertmix.core.site import Site, SiteInfo
 from expertmix.errors import ConfigError
-from expertmix.experts.choice import choose
+from expertmix.experts.choice import choose, chooses_again
 from expertmix.experts.fused import Combination, combine
 from expertmix.experts.places import Place, find_places
 from expertmix.experts.shared_input import SharedInput, groups
 from expertmix.experts.shelf import Shelf
-from expertmix.routers.directions import Seen
+from expertmix.experts.stack import Projections, Reading
+from expertmix.routers.memory import Memory
 from expertmix.routers.router import Router
+from expertmix.routers.seen import Seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,7 @@ class Plan:
         shelf: The adapters.
         router: Who decides.
         combination: How outputs combine.
-        projections: The type in which inputs are projected; None for their own.
+        projections: How inputs are projected (see `stack.Projections`).
         places: Modules at which something is added, in the model's order.
         infos: A site per place.
         inputs: Per place the product that it shares with others.
@@ -43,7 +45,7 @@ class Plan:
     shelf: Shelf
     router: Router
     combination: Combination
-    projections: torch.dtype | None
+    projections: Projections
     places: tuple[Place, ...]
     infos: Mapping[str, SiteInfo]
     inputs: Mapping[str, SharedInput]
@@ -55,7 +57,7 @@ class Plan:
         shelf: Shelf,
         router: Router,
         combination: Combination,
-        projections: torch.dtype | None = None,
+        projections: Projections = None,
     ) -> Plan:
         """Check that all of it fits, and lay it out.
 
@@ -65,39 +67,51 @@ class Plan:
         """
         if combination not in ("outputs", "aligned"):
             raise ConfigError(f"combination must be outputs or aligned: {combination!r}")
-        if projections is not None and not projections.is_floating_point:
-            raise ConfigError(f"projections must be a floating type: {projections}")
+        _check(projections)
         places = find_places(model, shelf)
         names = [place.name for place in places]
         router.check(shelf.names, names)
         infos = {name: _info(name, shelf, router) for name in names}
-        inputs = _shared_inputs(shelf, names, projections)
+        inputs = _shared_inputs(
+            shelf, places, Reading(router.whole, projections, again=not router.remembers)
+        )
         return cls(shelf, router, combination, projections, places, infos, inputs)
 
-    def added(self, module: str, hidden: Tensor, taps: Sequence[Tap]) -> Tensor | None:
+    def added(
+        self, module: str, hidden: Tensor, taps: Sequence[Tap], memory: Memory | None = None
+    ) -> Tensor | None:
         """(T, out) what the selected add at a module for a (…, D) input; None elsewhere."""
         if module not in self.infos:
             return None
-        seen = self.seen(module, hidden)
-        indices_TK, weights_TK = choose(self.router, seen, self.infos[module], taps)
+        info = self.infos[module]
+        seen = self.seen(module, hidden, exact=chooses_again(taps, info.site))
+        seen.memory = memory
+        indices_TK, weights_TK = choose(self.router, seen, info, taps)
         stack = self.inputs[module].stack(hidden).modules[module]
-        return combine(stack, seen.projected, indices_TK, weights_TK, self.combination)
+        return combine(stack, seen, indices_TK, weights_TK, self.combination)
 
-    def seen(self, module: str, hidden: Tensor) -> Seen:
-        """What the router sees of a (…, D) input of a module."""
-        shared = self.inputs[module]
-        projected_TR = shared.project(hidden, module)
-        directions = shared.stack(hidden).modules[module].directions
-        rows = hidden.shape[0] if hidden.dim() > 2 else 1
-        return Seen(hidden.reshape(-1, hidden.shape[-1]), projected_TR, directions, module, rows)
+    def seen(self, module: str, hidden: Tensor, *, exact: bool = True) -> Seen:
+        """What the router sees of a (…, D) input of a module, exactly or as it is configured."""
+        return self.inputs[module].seen(hidden, module, exact=exact)
+
+
+def _check(projections: Projections) -> None:
+    if isinstance(projections, torch.dtype):
+        known = projections.is_floating_point
+    else:
+        known = projections in (None, "exact", "sieved")
+    if not known:
+        raise ConfigError(
+            f"projections must be exact, sieved, None or a floating type: {projections!r}"
+        )
 
 
 def _shared_inputs(
-    shelf: Shelf, names: list[str], projections: torch.dtype | None
+    shelf: Shelf, places: Sequence[Place], reading: Reading
 ) -> dict[str, SharedInput]:
     found: dict[str, SharedInput] = {}
-    for members in groups(names):
-        found.update(dict.fromkeys(members, SharedInput(shelf, members, dtype=projections)))
+    for members in groups({place.name: place.width for place in places}):
+        found.update(dict.fromkeys(members, SharedInput(shelf, members, reading=reading)))
     return found
 
 

@@ -22,11 +22,13 @@ class Group:
         sites: At least one; in the model's order.
         experts: E display names.
         named: The names are the model's; otherwise they are numbers.
+        noun: What one of them is called: `expert` or `adapter`.
     """
 
     sites: tuple[SiteUsage, ...]
     experts: tuple[str, ...]
     named: bool
+    noun: str = "expert"
 
     @property
     def comparable(self) -> bool:
@@ -57,21 +59,26 @@ class Group:
 
     def expert(self, number: int) -> str:
         """An expert in a sentence."""
-        return f"`{self.experts[number]}`" if self.named else f"expert {number}"
+        return words.named(self.experts[number]) if self.named else f"{self.noun} {number}"
 
 
-def grouped(sites: Sequence[SiteUsage]) -> tuple[Group, ...]:
+def grouped(sites: Sequence[SiteUsage], noun: str = "expert") -> tuple[Group, ...]:
     """Groups in order of their first sites; sites that never ran are left out."""
     found: dict[tuple[int, tuple[str, ...]], list[SiteUsage]] = {}
     for site in sites:
         if site.total.tokens:
             found.setdefault((site.info.num_experts, site.info.experts), []).append(site)
     return tuple(
-        Group(tuple(members), names or tuple(str(number) for number in range(experts)), bool(names))
+        Group(
+            tuple(members),
+            names or tuple(str(number) for number in range(experts)),
+            bool(names),
+            noun,
+        )
         for (experts, names), members in found.items()
     )
 
 
 def group_title(group: Group) -> str:
     """How a group is told from the others."""
-    return f"{words.counted(len(group.experts), 'expert')} per site"
+    return f"{words.counted(len(group.experts), group.noun)} per site"

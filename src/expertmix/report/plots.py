@@ -11,14 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from expertmix.report import words
 from expertmix.report.palette import INK, SEQUENTIAL, share_scale
 
 Json = dict[str, Any]
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_ROW = 40  # letters that fit below a chart on a narrow screen
+_COLUMNS = 11  # names that fit side by side; of slanted ones four times as many
 _SHORT_NAME = 4  # letters that fit below a column, side by side
+_LINE = 13  # pixels from one name of a row to the next: fewer, and they touch
+_SMALL = 11  # pixels of the letters of rows that stand close
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 1_000, 10_000, 100_000)
 GRID = "#e6e3dc"
+MANY = 24  # columns: more of them need a wide plot
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,7 @@ class Plot:
 
 def label(name: str, longest: int = 24) -> str:
     """A name as plotly text: escaped, and cut where it would fill the chart."""
-    short = name if len(name) <= longest else f"{name[: longest - 1]}…"
-    return html.escape(short, quote=False)
+    return html.escape(words.cut(name, longest), quote=False)
 
 
 def labels(names: Sequence[str]) -> list[str]:
@@ -77,8 +82,8 @@ def labels(names: Sequence[str]) -> list[str]:
 
 
 def axis_title(name: str) -> Json:
-    """The title of an axis, no larger than its numbers."""
-    return {"text": label(name), "font": {"size": 13}}
+    """The title of an axis, no larger than its numbers, and clear of slanted names."""
+    return {"text": label(name), "font": {"size": 13}, "standoff": 6}
 
 
 def base_layout(height: int) -> Json:
@@ -122,27 +127,38 @@ def heat_map(
         "colorscale": [list(stop) for stop in share_scale(SEQUENTIAL)],
         "hovertemplate": f"{hover}<extra></extra>",
     }  # fmt: skip
-    layout = base_layout(_rows_height(len(rows)) + 60)
+    height = _rows_height(len(rows))
+    layout = base_layout(height + 60)
     layout["margin"]["t"] = 4
     layout["xaxis"] |= {"title": axis_title(column_title), "showgrid": False, **ticks(columns)}
-    layout["yaxis"] |= {"autorange": "reversed", "showgrid": False, **ticks(rows, 24)}
+    layout["yaxis"] |= {"autorange": "reversed", "showgrid": False, **_row_ticks(rows, height)}
     return trace, layout
 
 
-def ticks(names: Sequence[str], most: int = 11) -> Json:
-    """A category axis that names every second, fifth, tenth … column, so that names never touch.
+def _row_ticks(names: Sequence[str], height: int) -> Json:
+    """An axis of rows that names as many of them as stand clear of each other."""
+    step = next(step for step in _STEPS if step * height >= _LINE * len(names))
+    small = {"tickfont": {"size": _SMALL}} if height < 20 * len(names) else {}
+    shown = labels(names)[::step]
+    return {"type": "category", "tickmode": "array", "tickvals": shown, **small}
+
+
+def ticks(names: Sequence[str]) -> Json:
+    """An axis of columns that names every second, fifth, tenth … column, so that names never touch.
 
     plotly thins the ticks of numbers, but not those of categories.
     """
-    long = max(map(len, names)) > _SHORT_NAME
-    room = 4 * most if long else most
+    longest = max(map(len, names))
+    long = longest > _SHORT_NAME
+    crowded = long and longest * len(names) > _ROW
+    room = 4 * _COLUMNS if long else _COLUMNS
     step = next(step for step in _STEPS if len(names) / step <= room)
     return {
-        "type": "category", "tickmode": "array", "tickangle": -55 if long and most < 24 else 0,
+        "type": "category", "tickmode": "array", "tickangle": -55 if crowded else 0,
         "tickvals": labels(names)[::step],
     }  # fmt: skip
 
 
 def _rows_height(rows: int) -> int:
-    per_row = 28 if rows <= 12 else 20 if rows <= 24 else 11 if rows <= 72 else 7
+    per_row = 28 if rows <= 12 else 20 if rows <= 24 else 14 if rows <= 72 else 7
     return max(90, min(1100, rows * per_row))

@@ -10,6 +10,8 @@ from expertmix.report.markup import Html, join, tag, text
 from expertmix.report.palette import SEQUENTIAL, scale_color, share_scale, text_on
 from expertmix.report.plots import Plot
 
+_LONGEST = 48  # letters of a name; the whole one shows when pointed at
+
 
 @dataclass(frozen=True)
 class Section:
@@ -63,14 +65,9 @@ def grid(
     css: str = "grid",
 ) -> Html:
     """A table with row and column headings that scrolls sideways where it is too wide."""
-    head = [tag("th", {"scope": "col", "title": name}, name) for name in (corner, *columns)]
+    head = [_heading("col", name) for name in (corner, *columns)]
     body = [
-        tag(
-            "tr",
-            {},
-            tag("th", {"scope": "row", "title": name}, name),
-            *(_cell(cell) for cell in cells),
-        )
+        tag("tr", {}, _heading("row", name), *(_cell(cell) for cell in cells))
         for name, cells in rows
     ]
     table = tag(
@@ -85,9 +82,16 @@ def grid(
     )
 
 
+def _heading(scope: str, name: str) -> Html:
+    return tag("th", {"scope": scope, "title": name}, words.cut(name, _LONGEST))
+
+
 def _cell(cell: CellStyle) -> Html:
     style = cell.color and f"background:{cell.color};color:{text_on(cell.color)}"
-    return tag("td", {"style": style, "class": "strong" if cell.strong else None}, cell.shown)
+    shown = words.cut(cell.shown, _LONGEST)
+    whole = cell.shown if shown != cell.shown else None
+    strong = "strong" if cell.strong else None
+    return tag("td", {"style": style, "class": strong, "title": whole}, shown)
 
 
 def chart(plot: Plot, caption: str = "") -> Html:

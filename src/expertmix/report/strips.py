@@ -35,6 +35,7 @@ class Strip:
         experts: Per site (n, K) int64, best first; -1 where there is none.
         shares: Per site (n, K) float64, each token's |weight| divided by its sum; 0 without one.
         cut: The sample goes on.
+        prompt: What it answers, or None.
     """
 
     sample: int
@@ -44,6 +45,7 @@ class Strip:
     experts: Mapping[Site, Tensor]
     shares: Mapping[Site, Tensor]
     cut: bool
+    prompt: str | None = None
 
 
 class StripCollector:

@@ -17,6 +17,7 @@ from expertmix.report.table import Table
 
 _WIDTH = 80  # of a plain terminal; experts that do not fit are a ranking, not a column each
 _RANKS = 3
+_LONGEST = 60  # letters of a cell
 
 
 def usage_table(trace: Trace | Usage, labels: Sequence[str] | None = None) -> RichTable:
@@ -90,7 +91,7 @@ def data_table(data: Table) -> RichTable:
         _add(
             table,
             [
-                Text(data.show(cell), style="bold" if column in best else "")
+                Text(_shown(data.show(cell)), style="bold" if column in best else "")
                 for column, cell in enumerate(row)
             ],
         )
@@ -112,13 +113,19 @@ def _where(counted: Usage, group: Group) -> str:
 def _table(title: str, columns: Sequence[str]) -> RichTable:
     table = RichTable(title=Text(title), title_justify="left", header_style="")
     for number, column in enumerate(columns):
-        table.add_column(Text(column, style="bold"), justify="right" if number else "left")
+        heading = Text(_shown(column), style="bold")
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
     return table
 
 
 def _add(table: RichTable, cells: Iterable[str | Text]) -> None:
     """A row of text: square brackets in a name are no markup."""
-    table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
+    table.add_row(*(cell if isinstance(cell, Text) else Text(_shown(cell)) for cell in cells))
+
+
+def _shown(cell: str) -> str:
+    """Names of adapters may be anything that a folder can be called."""
+    return words.printable(words.cut(cell, _LONGEST))
 
 
 def _shares(tally: Tally) -> list[Text]:

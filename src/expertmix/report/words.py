@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 DASH = "\u2013"  # where there is no number
 _MINUS = "\u2212"
 _NARROW_SPACE = "\u202f"  # between a number and its percent sign
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and line breaks
 
 
 def all_text(labels: Iterable[str]) -> str:
@@ -27,9 +29,15 @@ def percent(share: float) -> str:
     return f"{hundred:.0f}{_NARROW_SPACE}%"
 
 
+def even_share(of: int) -> str:
+    """One part of so many equal ones, to three digits: `12.5 %`."""
+    return f"{100 / of:.3g}{_NARROW_SPACE}%"
+
+
 def decimal(value: float, digits: int = 2) -> str:
     """A number; a dash for nan."""
-    return DASH if math.isnan(value) else f"{value:.{digits}f}".replace("-", _MINUS)
+    rounded = value if math.isnan(value) else round(value, digits) + 0.0  # no minus before a zero
+    return DASH if math.isnan(value) else f"{rounded:.{digits}f}".replace("-", _MINUS)
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -52,6 +60,27 @@ def span(values: Sequence[int]) -> str:
     """`8`, or `8–64` where they differ."""
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low}{DASH}{high}"
+
+
+def named(name: str) -> str:
+    """A name between back quotes, which a page sets apart; its own ones would end it early."""
+    quoted = name.replace("`", "'")
+    return f"`{quoted}`"
+
+
+def printable(value: str) -> str:
+    """Text that a terminal only shows: what would move its cursor or recolor it becomes a mark."""
+    return _CONTROL.sub("\ufffd", value)
+
+
+def cut(name: str, longest: int) -> str:
+    """A name that is not longer than that."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def ending(value: str, longest: int) -> str:
+    """The end of a text, where that is what counts: of a prompt, what an answer goes on from."""
+    return value if len(value) <= longest else f"… {value[-longest:]}"
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:

@@ -7,9 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from expertmix.routers.directions import Seen
 from expertmix.routers.router import Router
 from expertmix.routers.rule import Rule, scored
+from expertmix.routers.seen import Seen
 
 
 @dataclass(frozen=True)
@@ -39,4 +39,4 @@ class Arrow(Router):
 
     def scores(self, seen: Seen) -> Tensor:
         """(T, E) |v_i1ᵀ x|."""
-        return seen.directions.strongest(seen.projected)
+        return seen.first

@@ -3,7 +3,7 @@
 Without it the adapter of the largest norm, or of the highest rank, wins nearly everywhere. Mean and
 deviation come from any unlabelled text; this file is given scores and knows no model.
 
-Legend: T tokens, E adapters.
+Legend: T tokens, E adapters, m candidates.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from expertmix.errors import ConfigError
-from expertmix.routers.directions import Seen
 from expertmix.routers.router import Router
 from expertmix.routers.rule import Rule
+from expertmix.routers.seen import Seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,11 @@ class Calibrated(Router):
         """The inner router's."""
         return self.inner.rule
 
+    @property
+    def whole(self) -> bool:
+        """As the inner router."""
+        return self.inner.whole
+
     def check(self, names: Sequence[str], modules: Sequence[str]) -> None:
         """Every module must have a level, of as many adapters as there are."""
         self.inner.check(names, modules)
@@ -64,12 +69,25 @@ class Calibrated(Router):
         level = self.levels[seen.module]
         return (scores_TE - level.mean.to(scores_TE)) / level.deviation.to(scores_TE)
 
+    def among(self, seen: Seen, candidates: Tensor) -> Tensor:
+        """(T, m) of the same."""
+        scores_Tm = self.inner.among(seen, candidates)
+        level = self.levels[seen.module]
+        mean_Tm, deviation_Tm = (
+            value.to(scores_Tm)[candidates] for value in (level.mean, level.deviation)
+        )
+        return (scores_Tm - mean_Tm) / deviation_Tm
+
 
 class Spread:
-    """Sums of scores from which a level is computed: text after text."""
+    """Sums of scores from which a level is computed: text after text.
+
+    Attributes:
+        count: Tokens that were added.
+    """
 
     def __init__(self, experts: int) -> None:
-        self._count = 0
+        self.count = 0
         self._sums = torch.zeros(2, experts, dtype=torch.float64)
 
     def add(self, scores: Tensor) -> None:
@@ -77,7 +95,7 @@ class Spread:
         scores_TE = scores.detach().double().cpu()
         scores_TE = torch.where(torch.isfinite(scores_TE), scores_TE, 0.0)
         self._sums += torch.stack([scores_TE.sum(0), scores_TE.square().sum(0)])
-        self._count += len(scores_TE)
+        self.count += len(scores_TE)
 
     def level(self) -> Level:
         """Mean and deviation of each adapter's scores.
@@ -85,9 +103,9 @@ class Spread:
         Raises:
             ConfigError: Fewer than two tokens were read.
         """
-        if self._count < 2:
+        if self.count < 2:
             raise ConfigError("a calibration needs some text: at least two tokens")
-        mean, square = self._sums / self._count
+        mean, square = self._sums / self.count
         variance = (square - mean.square()).clamp(min=0)
         steady = variance <= 1e-12 * square
         return Level(mean.float(), torch.where(steady, 1.0, variance.sqrt()).float())

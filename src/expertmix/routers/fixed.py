@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from expertmix.errors import ConfigError
-from expertmix.routers.directions import Seen
 from expertmix.routers.router import Router, known
-from expertmix.routers.rule import Rule
+from expertmix.routers.rule import Rule, is_number
+from expertmix.routers.seen import Seen
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,22 @@ class Fixed(Router):
         return logs_E.to(seen.hidden.device).expand(len(seen.hidden), -1)
 
 
+def _listed(weights: Any) -> list[Any]:
+    given = weights.items() if isinstance(weights, Mapping) else weights
+    found = list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in found):
+        raise ConfigError(f"Fixed needs the name of an adapter, or weights by name: {weights!r}")
+    return found
+
+
 def _pairs(weights: Any) -> tuple[tuple[str, float], ...]:
     if isinstance(weights, str):
         weights = {weights: 1.0}
-    pairs = list(weights.items() if isinstance(weights, Mapping) else weights)
+    pairs = _listed(weights)
     if not pairs:
         raise ConfigError("Fixed needs the name of an adapter, or weights by name")
     for name, weight in pairs:
-        if not 0 < weight < math.inf:
+        if not (is_number(weight) and 0 < weight < math.inf):
             raise ConfigError(f"the weight of {name!r} must be above zero and finite: {weight!r}")
     if len({name for name, _ in pairs}) < len(pairs):
         raise ConfigError("Fixed names an adapter twice")

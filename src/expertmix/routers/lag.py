@@ -8,14 +8,17 @@ from typing import Literal
 from torch import Tensor
 
 from expertmix.errors import ConfigError
-from expertmix.routers.directions import ABSENT, Seen
+from expertmix.routers.directions import ABSENT
 from expertmix.routers.router import Router, available_scores
 from expertmix.routers.rule import Rule, scored
+from expertmix.routers.seen import Seen
 
 
 @dataclass(frozen=True)
 class Lag(Router):
     """The m highest by |v_i1ᵀ x|, then the best of them by ‖V_iᵀ x‖.
+
+    Costs one direction per adapter and all directions of m, however many adapters there are.
 
     Attributes:
         m: Candidates per token; a module with fewer adapters takes all of them.
@@ -43,10 +46,9 @@ class Lag(Router):
 
     def scores(self, seen: Seen) -> Tensor:
         """(T, E) ‖V_iᵀ x‖ of the candidates, minus infinity for all others."""
-        first_TE = available_scores(seen.directions.strongest(seen.projected), seen)
-        norms_TE = seen.directions.norms(seen.projected)
         if self.m >= seen.directions.count:
-            return norms_TE
+            return seen.directions.norms(seen.projected)
+        first_TE = available_scores(seen.first, seen)
         candidates_Tm = first_TE.topk(self.m, dim=1).indices
-        kept_Tm = norms_TE.gather(1, candidates_Tm)
-        return norms_TE.new_full(norms_TE.shape, ABSENT).scatter(1, candidates_Tm, kept_Tm)
+        kept_Tm = seen.norms(candidates_Tm)
+        return kept_Tm.new_full(first_TE.shape, ABSENT).scatter(1, candidates_Tm, kept_Tm)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from expertmix.errors import ConfigError
-from expertmix.routers.directions import Seen
 from expertmix.routers.router import Router, known
 from expertmix.routers.rule import Rule
+from expertmix.routers.seen import Seen
 
 
 @dataclass(frozen=True)

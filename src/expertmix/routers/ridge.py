@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from expertmix.errors import ConfigError
-from expertmix.routers.directions import Seen
 from expertmix.routers.router import Router
 from expertmix.routers.rule import Rule, scored
+from expertmix.routers.seen import Seen
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ Legend: T tokens, E adapters, K selected adapters.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,7 +46,7 @@ class Rule:
             raise ConfigError(f"top_k must be a whole number from 1, or None: {self.top_k!r}")
         if self.weights not in _WEIGHTINGS:
             raise ConfigError(f"weights must be one of {', '.join(_WEIGHTINGS)}: {self.weights!r}")
-        if not 0 < self.temperature < float("inf"):
+        if not (is_number(self.temperature) and 0 < self.temperature < math.inf):
             raise ConfigError(f"temperature must be above 0 and finite: {self.temperature!r}")
 
     def width(self, available: int) -> int:
@@ -82,6 +83,11 @@ class Rule:
         if self.weights == "given":
             return scores.exp()
         return torch.softmax(scores / self.temperature, dim=-1)
+
+
+def is_number(value: object) -> bool:
+    """Whether a setting is a number, which True is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def scored(top_k: int | None, weights: Weighting, temperature: float) -> Rule:

@@ -1,6 +1,6 @@
 """SpectR (arXiv 2504.03454): adapters are scored by how much of the input they read.
 
-Legend: T tokens, E adapters, R directions of all adapters.
+Legend: T tokens, E adapters, R directions of all adapters, m candidates.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from expertmix.errors import ConfigError
-from expertmix.routers.directions import Seen
 from expertmix.routers.router import Router
 from expertmix.routers.rule import Rule, scored
+from expertmix.routers.seen import Seen
 
 Score = Literal["projection", "energy"]
 Normalization = Literal["input", "rank", "size"]
@@ -65,10 +65,26 @@ class SpectR(Router):
         values_TR = seen.projected
         if self.score == "energy":
             values_TR = values_TR * directions.singular  # at least float32, as those are
-        scores_TE = directions.norms(values_TR)
+        # not minus infinity for who is absent: divided, it would spoil the others' gradients
+        return self._divided(directions.norms(values_TR, absent=0.0), seen)
+
+    @property
+    def whole(self) -> bool:
+        """Every direction counts."""
+        return True
+
+    def among(self, seen: Seen, candidates: Tensor) -> Tensor:
+        """(T, m) of the same, from the directions of the candidates alone."""
+        norms_Tm = seen.norms(candidates, energy=self.score == "energy")
+        return self._divided(norms_Tm, seen, candidates)
+
+    def _divided(self, scores: Tensor, seen: Seen, candidates: Tensor | None = None) -> Tensor:
         for name in self.normalize:
-            scores_TE = scores_TE / _DIVISORS[name](seen)
-        return scores_TE
+            divisor = _DIVISORS[name](seen)
+            if candidates is not None and divisor.dim() == 1:  # per adapter, not per token
+                divisor = divisor[candidates]
+            scores = scores / divisor
+        return scores
 
 
 def _input(seen: Seen) -> Tensor:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from expertmix.routers.directions import Seen
 from expertmix.routers.router import Router
 from expertmix.routers.rule import Rule
+from expertmix.routers.seen import Seen
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ It is made once and read by each run, so that all of them see the same tokens.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,6 +67,15 @@ class Corpus:
         groups = (self.labeled(label).samples[:each] for label in self.labels)
         return Corpus(tuple(sample for group in groups for sample in group))
 
+    def varied(self, most: int) -> tuple[int, ...]:
+        """Numbers of a few samples, in order: one of every label before a second one of any."""
+        met: Counter[str | None] = Counter()
+        turns = []
+        for number, sample in enumerate(self.samples):
+            turns.append((met[sample.label], number))
+            met[sample.label] += 1
+        return tuple(sorted(number for _, number in sorted(turns)[:most]))
+
 
 def encode(
     prompts: Iterable[Prompt], tokenizer: Any, *, context: int | None, truncate: bool = False
@@ -85,10 +95,37 @@ def encode(
         ContextLengthError: A text is longer than the context and may not be cut.
         ConfigError: A text has no tokens.
     """
+    labeled = _all_labeled(prompts)
+    return Corpus(tuple(_sample(prompt, tokenizer, context, truncate) for prompt in labeled))
+
+
+def encode_chat(prompts: Iterable[Prompt], tokenizer: Any) -> Corpus:
+    """Each prompt as the first turn of a chat, up to where the answer begins; labels as `encode`'s.
+
+    Args:
+        prompts: At least one.
+        tokenizer: Of transformers, with a chat template.
+
+    Raises:
+        ConfigError: It has none, or one that cannot take a prompt.
+    """
+    if not tokenizer.chat_template:
+        raise ConfigError("the tokenizer has no chat template: leave out --chat (chat=True)")
+    return Corpus(tuple(_turn(prompt, tokenizer) for prompt in _all_labeled(prompts)))
+
+
+def _all_labeled(prompts: Iterable[Prompt]) -> tuple[Prompt, ...]:
     prompts = tuple(prompts)
-    if any(prompt.label for prompt in prompts):
-        prompts = tuple(replace(prompt, label=prompt.label or UNLABELED) for prompt in prompts)
-    return Corpus(tuple(_sample(prompt, tokenizer, context, truncate) for prompt in prompts))
+    if not any(prompt.label for prompt in prompts):
+        return prompts
+    return tuple(replace(prompt, label=prompt.label or UNLABELED) for prompt in prompts)
+
+
+def _turn(prompt: Prompt, tokenizer: Any) -> Sample:
+    turn = [{"role": "user", "content": prompt.text}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return Sample(tuple(ids), prompt.label, prompt.where)
 
 
 def _sample(prompt: Prompt, tokenizer: Any, context: int | None, truncate: bool) -> Sample:

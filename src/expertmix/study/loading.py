@@ -76,6 +76,45 @@ def locate(name: str, progress: Progress = quiet) -> str:
     return name
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Skeleton:
+    """A causal LM without its weights.
+
+    Attributes:
+        name: As the user named it.
+        model: Its modules, on the meta device.
+        context: Tokens it can read, or None where there is no limit.
+        tokenizer: Its tokenizer.
+    """
+
+    name: str
+    model: Any
+    context: int | None
+    tokenizer: Any
+
+    @property
+    def architecture(self) -> str:
+        """Class of the model."""
+        return type(self.model).__name__
+
+
+def skeleton(name: str, progress: Progress = quiet) -> Skeleton:
+    """A model's structure, context and tokenizer, without reading its weights.
+
+    Raises:
+        UnsupportedModelError: Transformers does not know it as a causal LM.
+        CheckpointError: No such model, or a broken one.
+    """
+    where = locate(name, progress)
+    progress("reading the model's structure", 0, 0)
+    with _load_errors(name):
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        with torch.device("meta"):
+            model = _AUTO.from_config(config, trust_remote_code=False)
+    tokenizer = load_tokenizer(name)
+    return Skeleton(name, model, context_length(config, tokenizer), tokenizer)
+
+
 def outline(name: str, progress: Progress = quiet) -> Outline:
     """A model's sites, context and tokenizer, without reading its weights.
 
@@ -85,17 +124,10 @@ def outline(name: str, progress: Progress = quiet) -> Outline:
             that transformers does not know.
         CheckpointError: No such model, or a broken one.
     """
-    where = locate(name, progress)
-    progress("reading the model's structure", 0, 0)
-    with _load_errors(name):
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-        with torch.device("meta"):
-            model = _AUTO.from_config(config, trust_remote_code=False)
-    found = sites(model)
+    bare = skeleton(name, progress)
+    found = sites(bare.model)
     _check_choices(name, found)
-    tokenizer = load_tokenizer(name)
-    limit = context_length(config, tokenizer)
-    return Outline(name, type(model).__name__, found, limit, tokenizer)
+    return Outline(name, bare.architecture, found, bare.context, bare.tokenizer)
 
 
 def _check_choices(name: str, found: tuple[SiteInfo, ...]) -> None:
@@ -175,7 +207,10 @@ def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         adapter = (folder / "adapter_config.json").is_file()
         hint = (
-            "; it is a LoRA adapter: make a MoE of it with `expertmix convert`" if adapter else ""
+            "; it is a LoRA adapter: name its base, and give it as a library to "
+            "`expertmix compose` or `expertmix convert`"
+            if adapter
+            else ""
         )
         raise CheckpointError(f"{folder} is not a model folder: no config.json in it{hint}")
     if any(folder.glob("*.safetensors")):

@@ -111,8 +111,8 @@ def run(
     progress(stage, 0, len(corpus))
     with _recording(model, edits, keep, [corpus.samples[n].label for n in order]) as trace:
         done = 0
-        for numbers in _batches(order, batch_size):
-            found = _losses(model, [corpus.samples[number] for number in numbers])
+        for numbers in batches(order, batch_size):
+            found = sample_losses(model, [corpus.samples[number] for number in numbers])
             for number, loss in zip(numbers, found, strict=True):
                 losses[number] = loss
             done += len(numbers)
@@ -125,7 +125,12 @@ def _order(corpus: Corpus, by_length: bool) -> list[int]:
     return sorted(numbers, key=lambda n: -len(corpus.samples[n].ids)) if by_length else numbers
 
 
-def _batches(order: list[int], size: int) -> Iterator[list[int]]:
+def batches(order: list[int], size: int) -> Iterator[list[int]]:
+    """An order in parts of a size.
+
+    Raises:
+        ConfigError: A size below one.
+    """
     if size < 1:
         raise ConfigError(f"batch_size must be at least 1, not {size}")
     for start in range(0, len(order), size):
@@ -150,7 +155,8 @@ def _recording(
 
 
 @torch.inference_mode()
-def _losses(model: Any, samples: list[Sample]) -> list[float]:
+def sample_losses(model: Any, samples: list[Sample]) -> list[float]:
+    """Mean loss of each sample, read as one batch padded on the right."""
     ids_BS, real_BS = _padded(samples, next(model.parameters()).device)
     logits_BSV = model(input_ids=ids_BS, attention_mask=real_BS, use_cache=False).logits
     return [_loss(row_SV, s) for row_SV, s in zip(logits_BSV, samples, strict=True)]

@@ -22,6 +22,25 @@ _WORDS = {
 }
 
 
+_ADAPTER_WORDS = {
+    "Token": _WORDS["Token"],
+    "Base": "the model without adapters.",
+    "Adapter": "a small addition to modules of the base, trained on one kind of text (LoRA).",
+    "Router": "the rule that decides, for each token and module, which adapters are added, with "
+    "what weight.",
+    "Layer": "a step of the model's work on a token; adapters act in several modules of it.",
+    "Weight": "how much of an adapter is added; shares are of all weight that adapters got.",
+    "First choice": "the adapter that got the largest weight; where weights tie, the one that the "
+    "router names first.",
+    "Fair share": "what every adapter would get if weight were spread evenly.",
+    "Loss": _WORDS["Loss"],
+}
+
+
+def _words(report: Report) -> dict[str, str]:
+    return _ADAPTER_WORDS if report.expert == "adapter" else _WORDS
+
+
 def section(report: Report) -> Section:
     """A list of facts and a glossary."""
     return Section(
@@ -29,7 +48,9 @@ def section(report: Report) -> Section:
         title="About this page",
         reading="Counts are of real tokens; padding is left out. Nothing on this page is fetched "
         "from the network, and it can be kept or sent as one file.",
-        body=join([_definitions(_facts(report)), tag("h3", {}, "Words"), _definitions(_WORDS)]),
+        body=join(
+            [_definitions(_facts(report)), tag("h3", {}, "Words"), _definitions(_words(report))]
+        ),
         summary=False,
     )
 
@@ -56,7 +77,9 @@ def _described(edit: Mapping[str, Any], report: Report) -> str:
 def _experts(numbers: list[int], report: Report) -> str:
     """Names where all sites agree on them."""
     names = report.groups[0].experts if len(report.groups) == 1 and report.groups[0].named else ()
-    shown = [names[number] if number < len(names) else f"expert {number}" for number in numbers]
+    shown = [
+        names[number] if number < len(names) else f"{report.expert} {number}" for number in numbers
+    ]
     return words.listed(shown)
 
 

@@ -10,18 +10,21 @@ from expertmix.report.section import Section
 
 _MOST_NAMES = 24
 
+_ABSENT = " A layer in which an adapter has no module cannot call it."
+
 
 def section(report: Report) -> Section:
     """A list per site, or the word that there are none."""
     dead = [site for site in report.ran if site.total.dead]
-    body = tag("p", {"class": "none"}, "None: every expert was called at least once.")
+    body = tag("p", {"class": "none"}, f"None: every {report.expert} was called at least once.")
     return Section(
         key="dead",
-        title="Were any experts never called?",
+        title=f"Were any {report.expert}s never called?",
         headline=headline(report),
         reading=(
-            "An expert that no token calls takes memory and does nothing for this text. It may "
-            "well serve text that was not run here: the more tokens, the more such a finding means."
+            f"An {report.expert} that no token calls takes memory and does nothing for this text. "
+            f"It may well serve text that was not run here: the more tokens, the more such a "
+            f"finding means.{_ABSENT if report.layers else ''}"
         ),
         body=_list(report, dead) if dead else body,
     )
@@ -32,10 +35,13 @@ def headline(report: Report) -> str:
     dead = sum(len(site.total.dead) for site in report.ran)
     every = sum(site.info.num_experts for site in report.ran)
     text = words.counted(report.usage.tokens, "token")
+    nouns = f"{report.expert}s"
+    if report.layers:
+        nouns += ", layer by layer,"
     if not dead:
-        return f"All {words.count(every)} experts were called at least once in {text}."
+        return f"All {words.count(every)} {nouns} were called at least once in {text}."
     return (
-        f"{words.count(dead)} of {words.count(every)} experts were never called in {text} "
+        f"{words.count(dead)} of {words.count(every)} {nouns} were never called in {text} "
         f"({words.percent(dead / every)})."
     )
 

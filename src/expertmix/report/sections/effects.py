@@ -34,10 +34,11 @@ def section(report: Report) -> Section | None:
     blocks = _blocks(report.effects)
     return Section(
         key="effects",
-        title="What happens when an expert is taken away?",
+        title=f"What happens when an {report.expert} is taken away?",
         headline=headline(report),
         reading=(
-            "Being called often does not prove that an expert is needed; only running again "
+            f"Being called often does not prove that an {report.expert} is needed; only running "
+            "again "
             "without it does. Each row is an intervention, each column a kind of text, each number "
             "the change that it made. Brown is worse, blue is better, pale is no difference; "
             "each table has a color scale of its own."
@@ -54,9 +55,9 @@ def headline(report: Report) -> str:
     if not worst.harm > 0:
         return "No intervention made anything worse."
     return (
-        f"The largest harm: with “{worst.intervention}”, {worst.metric} on `{worst.label}` goes "
-        f"from {words.decimal(worst.base)} to {words.decimal(worst.value)} "
-        f"({words.signed(worst.delta)})."
+        f"The largest harm: with “{worst.intervention}”, {worst.metric} on "
+        f"{words.named(worst.label)} goes from {words.decimal(worst.base)} to "
+        f"{words.decimal(worst.value)} ({words.signed(worst.delta)})."
     )
 
 

@@ -54,9 +54,12 @@ def section(report: Report) -> Section:
         title="How evenly is the work shared, and how sure is the router?",
         headline=headline(report),
         reading=(
-            "Balance is 1 when all experts get the same number of calls and 0 when one gets all. "
-            "Split is 1 when a token trusts its experts alike and 0 when it trusts one alone. "
-            "Doubt, where the router's scores were recorded, is 1 when it cannot tell the experts "
+            f"Balance is 1 when all {report.expert}s get the same number of calls and 0 when one "
+            "gets all. "
+            f"Split is 1 when a token trusts its {report.expert}s alike and 0 when it trusts one "
+            "alone. "
+            f"Doubt, where the router's scores were recorded, is 1 when it cannot tell the "
+            f"{report.expert}s "
             "apart and 0 when it is certain."
         ),
         body=body,
@@ -68,19 +71,21 @@ def headline(report: Report) -> str:
     """The most and the least even site."""
     known = [site for site in report.ran if not math.isnan(site.total.balance)]
     if not known:
-        return "No expert was called at all."
+        return f"No {report.expert} was called at all."
     even = max(known, key=lambda site: site.total.balance)
     uneven = min(known, key=lambda site: site.total.balance)
-    if len(known) == 1:
+    if words.decimal(even.total.balance) == words.decimal(uneven.total.balance):
+        everywhere = f" at every {report.noun}" if len(known) > 1 else ""
+        peak = max(site.total.peak for site in known)
         return (
-            f"Balance is {words.decimal(even.total.balance)} of 1; the busiest expert gets "
-            f"{words.decimal(even.total.peak, 1)} times the mean load."
+            f"Balance is {words.decimal(even.total.balance)} of 1{everywhere}; the busiest "
+            f"{report.expert} gets {words.decimal(peak, 1)} times the mean load."
         )
     return (
         f"Work is shared most evenly at {report.place(even.site)} (balance "
         f"{words.decimal(even.total.balance)} of 1) and least evenly at "
         f"{report.place(uneven.site)} ({words.decimal(uneven.total.balance)}), where the busiest "
-        f"expert gets {words.decimal(uneven.total.peak, 1)} times the mean load."
+        f"{report.expert} gets {words.decimal(uneven.total.peak, 1)} times the mean load."
     )
 
 
@@ -104,12 +109,13 @@ def _even_plot(report: Report) -> Plot:
 
 def _peak_plot(report: Report) -> Plot:
     y = [site.total.peak for site in report.ran]
-    trace = _line(report, "busiest expert", y, _STYLES[0], "%{y:.1f} times the mean load")
+    trace = _line(report, f"busiest {report.expert}", y, _STYLES[0], "%{y:.1f} times the mean load")
     layout = _line_layout(report, 260)
     layout["yaxis"] |= {"rangemode": "tozero", "title": axis_title("times the mean")}
     layout["showlegend"] = True
     title = (
-        f"Line chart of the busiest expert's load by {report.noun}, in multiples of the mean load"
+        f"Line chart of the busiest {report.expert}'s load by {report.noun}, in multiples of "
+        "the mean load"
     )
     return Plot("evenness-peak", title, [trace], layout)
 

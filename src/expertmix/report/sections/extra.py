@@ -6,22 +6,26 @@ from expertmix.report.report import Report
 from expertmix.report.section import CellStyle, Section, grid
 from expertmix.report.table import Cell, Table
 
+_LONG = 12  # letters of a cell that need a column as wide as they are
+
 
 def sections(report: Report) -> list[Section]:
     """One per table."""
-    return [_section(table, number) for number, table in enumerate(report.tables)]
+    return [table_section(table, f"table-{number}") for number, table in enumerate(report.tables)]
 
 
-def _section(table: Table, number: int) -> Section:
+def table_section(table: Table, key: str) -> Section:
+    """A table as a section with that anchor."""
     first, *columns = table.columns
     rows = [(table.show(row[0]), _cells(table, row)) for row in table.rows]
     marked = " The best number of each row is set in bold." if table.best else ""
+    long = any(len(cell.shown) > _LONG for _, cells in rows for cell in cells)
     return Section(
-        key=f"table-{number}",
+        key=key,
         title=table.title,
         headline=table.headline,
         reading=f"{table.note}{marked}".strip(),
-        body=grid(table.title, first, columns, rows),
+        body=grid(table.title, first, columns, rows, css="grid loose" if long else "grid"),
         summary=bool(table.headline),
     )
 

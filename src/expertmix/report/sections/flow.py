@@ -56,7 +56,8 @@ def section(report: Report) -> Section | None:
         title=f"Where do tokens go from {report.noun} to {report.noun}?",
         headline=headline(report, moves),
         reading=(
-            f"Each column is a {report.noun}, each block an expert, as tall as the number of "
+            f"Each column is a {report.noun}, each block an {report.expert}, as tall as the "
+            "number of "
             f"tokens that chose it first. A ribbon is tokens on their way from one to the next: "
             f"thick ribbons are beaten paths."
         ),
@@ -72,7 +73,8 @@ def headline(report: Report, moves: Sequence[Transition]) -> str:
     places = f"{report.place(ends.source)} to {report.place(ends.target)}"
     if source is target and source.named:
         return (
-            f"{words.percent(ends.kept)} of tokens have the same first-choice expert at both ends "
+            f"{words.percent(ends.kept)} of tokens have the same first-choice {report.expert} at "
+            "both ends "
             f"of the model ({places})."
         )
     return _beaten_path(report, moves)
@@ -108,7 +110,7 @@ def _caption(report: Report, moves: Sequence[Transition]) -> str:
     names = words.listed([report.names[site] for site in sites])
     lumped = any(len(report.group_of(site).experts) > _MOST_NODES for site in sites)
     rest = (
-        f" Only the {_MOST_NODES - 1} experts with most tokens have a block of their own."
+        f" Only the {_MOST_NODES - 1} {report.expert}s with most tokens have a block of their own."
         if lumped else ""
     )  # fmt: skip
     return f"First choices at {report.noun}s {names}, evenly spaced over the model.{rest}"
@@ -129,7 +131,7 @@ def _plot(report: Report, moves: Sequence[Transition]) -> Plot:
     ]
     return Plot(
         "flow-chart",
-        f"Flow chart of tokens between experts. {headline(report, moves)}",
+        f"Flow chart of tokens between {report.expert}s. {headline(report, moves)}",
         [_sankey(columns, flows)],
         layout,
         wide=True,
@@ -170,19 +172,26 @@ def _sankey(columns: Sequence[_Column], flows: Sequence[Tensor]) -> Json:
             links["target"].append(starts[number + 1] + column)
             links["value"].append(int(flow[row, column]))
             links["color"].append(translucent(columns[number].colors[row], 0.38))
+    linked = sorted({*links["source"], *links["target"]})
+    place = {node: number for number, node in enumerate(linked)}
+    ends = {key: [place[node] for node in links[key]] for key in ("source", "target")}
     return {
         "type": "sankey", "arrangement": "fixed", "valueformat": ",d", "valuesuffix": " tokens",
-        "node": _nodes(columns, tokens), "link": links,
+        "node": _nodes(columns, tokens, linked), "link": links | ends,
     }  # fmt: skip
 
 
-def _nodes(columns: Sequence[_Column], tokens: Sequence[Tensor]) -> Json:
+def _nodes(columns: Sequence[_Column], tokens: Sequence[Tensor], linked: Sequence[int]) -> Json:
+    """Those with a link: plotly drops the others, and gives their places to those that follow."""
     x = [number / (len(columns) - 1) for number, one in enumerate(columns) for _ in one.names]
-    return {
+    every: Json = {
         "label": [label(name, 16) for column in columns for name in column.names],
         "color": [color for column in columns for color in column.colors],
         "x": [min(0.999, max(0.001, value)) for value in x],  # plotly takes 0 for "not given"
         "y": [y for column in _heights(tokens) for y in column],
+    }
+    return {
+        **{key: [values[node] for node in linked] for key, values in every.items()},
         "pad": _PAD, "thickness": 14, "line": {"width": 0},
         "hovertemplate": "%{label}: %{value}<extra></extra>",
     }  # fmt: skip

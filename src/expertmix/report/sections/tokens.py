@@ -17,7 +17,8 @@ from torch import Tensor
 
 from expertmix.core.site import Site
 from expertmix.report import words
-from expertmix.report.markup import Html, join, tag
+from expertmix.report.layers import EVERYWHERE
+from expertmix.report.markup import Html, join, sentence, tag
 from expertmix.report.palette import PETROFF, expert_colors
 from expertmix.report.report import Report
 from expertmix.report.section import Section
@@ -25,9 +26,10 @@ from expertmix.report.strips import Strip
 
 _HOW_TO_KEEP_TEXT = (
     "The words were left out of this recording, as they are unless asked for; each block stands "
-    "for one token. To keep them, record with `expertmix trace --text`, or in Python with "
+    "for one token. To keep them, record with `expertmix {} --text`, or in Python with "
     "record(model, tokenizer=tokenizer)."
 )
+_COMMAND = {"expert": "trace", "adapter": "compose"}
 
 
 def section(report: Report) -> Section | None:
@@ -37,29 +39,33 @@ def section(report: Report) -> Section | None:
     parts = [
         *_notes(report),
         _controls(report),
-        tag("div", {"id": "legend", "class": "legend", "aria-label": "Experts and their colors"}),
+        tag(
+            "div", {"id": "legend", "class": "legend", "aria-label": f"Colors of {report.expert}s"}
+        ),
         tag("p", {"id": "readout", "class": "readout", "aria-live": "polite"}, _INVITATION),
         *(_strip(strip, number) for number, strip in enumerate(report.strips)),
     ]
+    verb = "made" if report.answers else "reads"
+    got = "had most weight where it was made" if report.answers else "got most of its weight"
     return Section(
         key="tokens",
-        title="Which expert reads which token?",
+        title=f"Which {report.expert} {verb} which token?",
         headline=headline(report),
         reading=(
-            f"Every token has the color of the expert that got most of its weight; the stronger "
-            f"the color, the larger that part. Move the slider to go through the {report.noun}s, "
-            f"point at a token to see all its experts, click an expert to see its tokens alone."
+            f"{_ANSWERED if report.answers else ''}Every token has the color of the "
+            f"{report.expert} that {got}; the stronger the color, the larger that part. Move the "
+            f"slider to go through the {report.noun}s, point at a token to see all its "
+            f"{report.expert}s, click an {report.expert} to see its tokens alone."
         ),
         body=join(parts),
         summary=False,
     )
 
 
-_ALIKE = (
-    f"Beyond {len(PETROFF)} experts colors come close to each other: point at a token to be sure "
-    f"of its expert."
-)
-_INVITATION = "Point at a token, or tap it, to see its experts."
+_ANSWERED = "These are the answers. A token is made where the one before it is read. "
+_LONGEST_PROMPT = 400  # letters
+_ALIKE = f"Beyond {len(PETROFF)} colors come close to each other: point at a token to be sure."
+_INVITATION = "Point at a token, or tap it, to see who worked on it."
 
 
 def headline(report: Report) -> str:
@@ -73,13 +79,19 @@ def headline(report: Report) -> str:
     if not pairs:
         return ""
     return (
-        f"At {report.place(site)}, a token goes to the same expert as the one before it "
+        f"{_at(report, site)}, a token goes to the same {report.expert} as the one before it "
         f"{words.percent(same / pairs)} of the time."
     )
 
 
+def _at(report: Report, site: Site) -> str:
+    return "Over all layers" if site == EVERYWHERE else f"At {report.place(site)}"
+
+
 def default_site(report: Report) -> Site:
-    """Where the slider starts: the site at which the kinds of text differ most."""
+    """Where the slider starts: all layers, or the site at which the kinds of text differ most."""
+    if report.layers is not None:
+        return EVERYWHERE
     ran = [site for site in report.ran if not math.isnan(site.specialization)]
     if not ran:
         return report.ran[len(report.ran) // 2].site
@@ -90,13 +102,13 @@ def to_json(report: Report) -> dict[str, Any] | None:
     """Everything that the script needs to color the strips."""
     if not report.strips:
         return None
-    sites = [site.site for site in report.ran]
+    sites = report.strip_sites
     number = {id(group): place for place, group in enumerate(report.groups)}
     return {
         "noun": report.noun,
         "start": sites.index(default_site(report)),
         "sites": [
-            {"name": report.names[site], "group": number[id(report.group_of(site))]}
+            {"name": report.short(site), "group": number[id(report.group_of(site))]}
             for site in sites
         ],
         "groups": [
@@ -127,17 +139,19 @@ def _notes(report: Report) -> list[Html]:
     """What a reader could otherwise misread."""
     silent = all(strip.tokens is None for strip in report.strips)
     many = any(len(group.experts) > len(PETROFF) for group in report.groups)
-    notes = [_HOW_TO_KEEP_TEXT] * silent + [_ALIKE] * many
-    return [tag("p", {"class": "reading"}, note) for note in notes]
+    how = _HOW_TO_KEEP_TEXT.format(_COMMAND[report.expert])
+    notes = [how] * silent + [_ALIKE] * many
+    return [tag("p", {"class": "reading"}, sentence(note)) for note in notes]
 
 
 def _controls(report: Report) -> Html:
     """A slider over the sites; nothing to choose where there is one."""
-    if len(report.ran) < 2:
+    sites = report.strip_sites
+    if len(sites) < 2:
         return Html("")
     slider = {
-        "type": "range", "id": "strip-site", "min": "0", "max": str(len(report.ran) - 1),
-        "value": str([site.site for site in report.ran].index(default_site(report))), "step": "1",
+        "type": "range", "id": "strip-site", "min": "0", "max": str(len(sites) - 1),
+        "value": str(sites.index(default_site(report))), "step": "1",
     }  # fmt: skip
     return tag(
         "p",
@@ -147,7 +161,7 @@ def _controls(report: Report) -> Html:
         tag(
             "output",
             {"id": "strip-site-name", "for": "strip-site"},
-            report.names[default_site(report)],
+            report.short(default_site(report)),
         ),
     )
 
@@ -170,7 +184,13 @@ def _strip(strip: Strip, number: int) -> Html:
         title,
         tag("span", {"class": "strip-share", "data-share": ""}),
     )
-    return join([heading, shown])
+    return join([heading, _asked(strip), shown])
+
+
+def _asked(strip: Strip) -> Html:
+    if strip.prompt is None:
+        return Html("")
+    return tag("p", {"class": "asked"}, words.ending(strip.prompt, _LONGEST_PROMPT))
 
 
 def _tokens(strip: Strip) -> list[Html]:

@@ -1,0 +1,53 @@
+"""A MoE with LoRA adapters on it: the sites of both, as one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from expertmix.bindings.transformers import TransformersMoE
+from expertmix.core.protocols import Tap
+from expertmix.core.site import SiteInfo
+from expertmix.experts.composed import Composed
+
+
+class Both:
+    """Adapters and MoE experts of one model.
+
+    Args:
+        composed: The adapters.
+        moe: The experts.
+    """
+
+    def __init__(self, composed: Composed, moe: TransformersMoE) -> None:
+        self._composed = composed
+        self._moe = moe
+
+    @property
+    def name(self) -> str:
+        """As the composition calls itself."""
+        return self._composed.name
+
+    @property
+    def sites(self) -> tuple[SiteInfo, ...]:
+        """All sites, in the order in which the model has their modules."""
+        found = {info.site.name: info for info in (*self._composed.sites, *self._moe.sites)}
+        order = [path for path, _ in self._composed.model.named_modules() if path in found]
+        return tuple(found[path] for path in order)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Of both."""
+        return {**self._moe.settings, **self._composed.settings}
+
+    def fingerprint(self) -> str:
+        """Hash of both."""
+        both = f"{self._composed.fingerprint()} {self._moe.fingerprint()}"
+        return hashlib.sha256(both.encode()).hexdigest()
+
+    @contextmanager
+    def attach(self, tap: Tap) -> Iterator[None]:
+        """Report to the tap while the context is open; leave nothing behind."""
+        with self._moe.attach(tap), self._composed.attach(tap):
+            yield
