@@ -118,7 +118,7 @@ class Recording:
 
     def edit_scores(self, site: Site, stage: Stage, scores_TE: Tensor) -> Tensor:
         """Apply the interventions of a stage, in order."""
-        at = self._at(scores_TE)
+        at = self._at(site, scores_TE)
         for edit in self._edits[site, stage]:
             scores_TE = edit.edit_scores(stage, scores_TE, self._infos[site], at)
         return scores_TE
@@ -149,7 +149,7 @@ class Recording:
         self._refuse_banned(info, indices_TK)
         decision = Decision(indices_TK, weights_TK, info.num_experts)
         for edit in self._edits.get((site, Stage.WEIGHTS), ()):
-            decision = edit.edit_decision(decision, info, self._at(indices_TK))
+            decision = edit.edit_decision(decision, info, self._at(site, indices_TK))
         return decision.indices, self._leaf(decision.weights) if self.grad else decision.weights
 
     def _refuse_banned(self, info: SiteInfo, indices_TK: Tensor) -> None:
@@ -194,13 +194,13 @@ class Recording:
         if self._pass is not None and site not in self._seen_logits:
             self._seen_logits[site] = logits_TE if self.grad else logits_TE.detach()
 
-    def _at(self, values_Tx: Tensor) -> Pass:
+    def _at(self, site: Site, values_Tx: Tensor) -> Pass:
         """The tokens of these values, on their device."""
         at = self._place(values_Tx.device)
         if len(at) != len(values_Tx):
             raise UnsupportedRuntimeError(
-                f"the router saw {len(values_Tx)} tokens, the model's input has {len(at)}: "
-                f"decisions cannot be told apart by token here"
+                f"{site} saw {len(values_Tx)} tokens, the model's input has {len(at)}: decisions "
+                f"cannot be told apart by token there. Name other sites (sites=…, and in edits)."
             )
         return at
 
@@ -227,7 +227,7 @@ class Recording:
     def _decision(self, site: Site) -> Decision:
         indices_TK, weights_TK = self._seen[site]
         info = self._infos[site]
-        self._at(indices_TK)
+        self._at(site, indices_TK)
         logits = self._seen_logits.get(site)
         if self.grad:
             return Decision(indices_TK, weights_TK, info.num_experts, logits)

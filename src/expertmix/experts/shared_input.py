@@ -9,7 +9,7 @@ Legend: T tokens, D width of the input, R directions at one module.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
