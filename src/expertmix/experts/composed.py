@@ -123,7 +123,8 @@ class Composed:
     def change(self, *, shelf: Shelf | None = None, router: Router | None = None) -> None:
         """Put another shelf or router on the live model, all at once or not at all.
 
-        Runs inside of `pinned` go on with what they started with.
+        Runs inside of `pinned` go on with what they started with. A calibrated router is of one
+        shelf: `compose`, called again on the model, changes the shelf and calibrates anew.
 
         Raises:
             CheckpointError: An adapter does not fit the model; everything is as it was.
