@@ -32,6 +32,7 @@ law: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/record.py --quick
+	$(BIN)/python benchmarks/spectr.py --quick
 
 $(READY): pyproject.toml constraints.txt Makefile
 	@if command -v uv >/dev/null 2>&1; then \
