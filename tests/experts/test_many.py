@@ -238,6 +238,6 @@ def test_nothing_large_is_made_that_was_not_asked_for(shelf, router):
 
 def test_unknown_projections_are_refused(shelf):
     """What cannot be is refused before anything is hooked."""
-    for wrong in ("rough", torch.int8):
+    for wrong in ("rough", torch.int8, torch.float8_e4m3fn):
         with pytest.raises(ConfigError, match="projections must be exact, sieved"):
             composed(shelf, SOFT, projections=wrong)

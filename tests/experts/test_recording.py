@@ -377,3 +377,13 @@ def test_no_edit_makes_an_idle_adapter_chosen(library: Path, stage):
     lift = Reweight(site, torch.tensor([99.0, 99.0]), stage=stage, experts=(1, 4))
     with Composed(tiny_llama(), Shelf.open(library), SpectR(top_k=1)) as composed:
         assert torch.equal(traced(composed, lift)[site].indices, traced(composed)[site].indices)
+
+
+def test_hidden_states_that_are_no_numbers_are_not_blamed_on_a_mask(composed):
+    """Where a token (padding, say) is NaN, a mask that leaves enough adapters raises nothing."""
+    embeds = composed.model.get_input_embeddings()(IDS).detach()
+    embeds[1, -1] = float("nan")
+    with torch.no_grad(), record(composed, Mask(SITE, experts=(0,))) as trace:
+        logits = composed.model(inputs_embeds=embeds).logits
+    assert not (trace[SITE].indices[:-1] == 0).any()
+    assert torch.isfinite(logits[0]).all()

@@ -134,3 +134,11 @@ def test_a_stack_made_in_inference_mode_serves_training_too():
     hidden = inputs().requires_grad_()
     together.seen(hidden, MODULES[0]).projected.sum().backward()
     assert hidden.grad is not None
+
+
+def test_a_tensor_that_joins_a_graph_later_is_projected_anew():
+    """What was computed before the input required gradients has no graph, and is not used."""
+    together, hidden = shared(), inputs()
+    _ = together.seen(hidden, MODULES[0]).projected
+    hidden.requires_grad_()
+    assert together.seen(hidden, MODULES[1]).projected.requires_grad

@@ -45,3 +45,25 @@ def test_a_graph_is_kept():
     assert sieve.project(hidden).requires_grad
     with torch.no_grad():
         assert not sieve.project(hidden).requires_grad
+
+
+@pytest.mark.parametrize("width", [1, 7, 33, 40, 100])
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_any_width_is_safe(width, count):
+    """Widths that the int8 product would read beyond (NaN, a crash) are read in bfloat16."""
+    generator = torch.Generator().manual_seed(1)
+    right = torch.randn(count, width, generator=generator).T
+    hidden = torch.randn(2, width, generator=generator)
+    sieve = Sieve.of(right, small=True)
+    assert sieve.small is None
+    torch.testing.assert_close(sieve.project(hidden).float(), hidden @ right, rtol=0.05, atol=0.1)
+
+
+def test_without_an_int8_product_there_is_bfloat16(monkeypatch):
+    """The product is private to PyTorch: a version without it works too, whenever it is missed."""
+    made = Sieve.of(directions(), small=True)
+    assert made.small is not None
+    monkeypatch.delattr(torch, "_weight_int8pack_mm")
+    expected = Sieve.of(directions(), small=False).project(inputs(2))
+    assert torch.equal(made.project(inputs(2)), expected)
+    assert Sieve.of(directions(), small=True).small is None

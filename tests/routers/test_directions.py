@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from experts.world import random_adapter, zero
+
+from expertmix.routers import directions as directions_file
 
 from .world import directions_of, hidden_states, planted
 
@@ -35,3 +38,27 @@ def test_sizes_are_frobenius_norms():
     torch.testing.assert_close(
         directions_of(adapters).sizes, torch.tensor(expected, dtype=torch.float64)
     )
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_some_are_some_of_all(tokens, grad):
+    """v·x of a few adapters are those of the whole product; no token, with a graph too, is none."""
+    directions = directions_of([random_adapter(f"a{i}", i, rank=2 + i % 3) for i in range(40)])
+    hidden = hidden_states(5)[:tokens].requires_grad_(grad)
+    indices = torch.arange(80).view(40, 2)[:tokens] % 40
+    found = directions.some(hidden, indices)
+    assert found.shape == (tokens, 2, 4)
+    assert found.requires_grad == grad
+    rows = directions.rows[indices]
+    expected = directions.project(hidden).gather(1, rows.flatten(1)).view_as(rows)
+    torch.testing.assert_close(found, directions.masked(expected, indices))
+
+
+def test_without_a_private_operator_rows_are_copied(monkeypatch):
+    """A version of PyTorch without the operator that takes dots of rows gives the same."""
+    directions = directions_of([random_adapter(f"a{i}", i) for i in range(40)])
+    hidden, indices = hidden_states(5), torch.arange(10).view(5, 2)
+    expected = directions.some(hidden, indices)
+    monkeypatch.setattr(directions_file, "_dots_of_rows", lambda: None)
+    torch.testing.assert_close(directions.some(hidden, indices), expected)

@@ -5,6 +5,9 @@ import torch
 
 from expertmix.errors import ConfigError, UnsupportedRuntimeError
 from expertmix.routers.calibrated import Calibrated, Level
+from expertmix.routers.fixed import Fixed
+from expertmix.routers.lag import Lag
+from expertmix.routers.oracle import Oracle
 from expertmix.routers.pooled import Pooled, calibrated, is_calibrated, measured
 from expertmix.routers.spectr import SpectR
 
@@ -112,3 +115,12 @@ def test_a_module_that_reads_other_tokens_is_told():
     seen.memory = Pooled().memory(torch.ones(2, 11, dtype=torch.bool), None)
     with pytest.raises(UnsupportedRuntimeError, match=rf"'{MODULE}' reads 11 tokens.* over 22"):
         Pooled().decide(seen)
+
+
+@pytest.mark.parametrize(
+    "inner", [Lag(), Fixed("a"), Oracle(("a",)), Calibrated(Lag(), LEVELS)], ids=str
+)
+def test_evidence_must_be_of_every_adapter(inner):
+    """Who scores some adapters only (minus infinity for all others) cannot be pooled: told so."""
+    with pytest.raises(ConfigError, match="every adapter"):
+        Pooled(inner)

@@ -48,6 +48,7 @@ def test_all_of_them_come_in_their_own_order():
         lambda: SpectR("cosine"), lambda: SpectR(top_k=0), lambda: SpectR(weights="given"),
         lambda: SpectR(normalize=("length",)), lambda: Arrow(weights="given"),
         lambda: Arrow(temperature=-1), lambda: Lag(m=2, top_k=3), lambda: Lag(top_k=None),
+        lambda: Lag(m=2.5), lambda: Lag(m="a"), lambda: Lag(m=True),
     ],
 )  # fmt: skip
 def test_impossible_values_are_config_errors(make):

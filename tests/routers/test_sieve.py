@@ -9,6 +9,7 @@ from experts.world import random_adapter, zero
 from expertmix.experts.lora import Adapter, Factors
 from expertmix.routers import router as router_file
 from expertmix.routers.calibrated import Calibrated, Spread
+from expertmix.routers.pooled import Pooled
 from expertmix.routers.seen import Seen
 from expertmix.routers.spectr import SpectR
 
@@ -110,3 +111,19 @@ def test_a_rough_pass_is_rough():
     expected = directions_of(shelf()).project(hidden)
     error = (rough.projected.double() - expected).norm() / expected.norm()
     assert 1e-4 < float(error) < 1e-2
+
+
+@pytest.mark.parametrize("inner", [SpectR(), SpectR(score="energy"), calibrated(SpectR())])
+def test_rough_evidence_of_many_modules_adds_up(inner):
+    """Evidence is pooled in float32: bfloat16 cannot even count beyond 256 modules."""
+    router, hidden = Pooled(inner, prior=0.0), hidden_states(1)
+    memory = router.memory(torch.ones(1, 1, dtype=torch.bool), None)
+    for _ in range(400):
+        seen = sieved_of(shelf(), hidden)
+        seen.memory = memory
+        found = router.scores(seen)
+    scores = inner.scores(seen_of(shelf(), hidden))[:, :COUNT]
+    expected = (scores - scores.mean(1, keepdim=True)).to(found)
+    assert found.dtype.itemsize >= torch.float32.itemsize
+    error = (found[:, :COUNT] - expected).norm() / expected.norm()
+    assert float(error) < 0.05

@@ -97,12 +97,13 @@ class Plan:
 
 def _check(projections: Projections) -> None:
     if isinstance(projections, torch.dtype):
-        known = projections.is_floating_point
+        known = projections.is_floating_point and projections.itemsize > 1  # no products in float8
     else:
         known = projections in (None, "exact", "sieved")
     if not known:
         raise ConfigError(
-            f"projections must be exact, sieved, None or a floating type: {projections!r}"
+            f"projections must be exact, sieved, None or a floating type of 16 bits or more: "
+            f"{projections!r}"
         )
 
 

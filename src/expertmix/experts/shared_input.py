@@ -50,7 +50,7 @@ class _Held:
 
     hidden: Any  # a weak reference: holding the tensor would keep it alive
     version: int
-    grad: bool
+    grad: tuple[bool, bool]
     right: Tensor | Sieve
     product: Tensor
 
@@ -59,7 +59,7 @@ class _Held:
         return (
             self.hidden() is hidden
             and self.version == _version(hidden)
-            and self.grad == torch.is_grad_enabled()
+            and self.grad == _grad(hidden)
             and self.right is right
         )
 
@@ -145,9 +145,7 @@ class SharedInput:
         if module == self._modules[-1]:
             return _product(hidden, right, columns)
         product = _product(hidden, right, slice(None))
-        self._held = _Held(
-            weakref.ref(hidden), _version(hidden), torch.is_grad_enabled(), right, product
-        )
+        self._held = _Held(weakref.ref(hidden), _version(hidden), _grad(hidden), right, product)
         return product[:, columns]
 
 
@@ -161,6 +159,11 @@ def _product(hidden: Tensor, right: Tensor | Sieve, columns: slice) -> Tensor:
     if isinstance(right, Sieve):
         return right.project(hidden_TD, columns)
     return hidden_TD.to(right.dtype) @ right[:, columns]
+
+
+def _grad(tensor: Tensor) -> tuple[bool, bool]:
+    """Whether graphs are recorded, and whether the tensor takes part in one."""
+    return torch.is_grad_enabled(), tensor.requires_grad
 
 
 def _version(tensor: Tensor) -> int:

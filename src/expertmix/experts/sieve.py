@@ -9,6 +9,7 @@ Legend: T tokens, D width of the input, R directions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor
 SIEVE = torch.bfloat16
 FEW = 8
 """So many tokens or fewer read int8 (measured, one CPU core; at 16 bfloat16 is faster again)."""
+WHOLE = 32
+"""PyTorch's int8 product reads rows in whole pieces (16 numbers on x86) and does not check: a row
+whose width is no multiple it reads beyond its end (2.13: NaN, or a segmentation fault)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +29,7 @@ class Sieve:
 
     Attributes:
         right: (D, R) in bfloat16, each direction in one piece.
-        small: (R, D) in int8, or None where there is no product with them.
+        small: (R, D) in int8, or None where there is no (safe) product with them.
         scales: (R,) in bfloat16; direction = scale * small.
     """
 
@@ -43,7 +47,8 @@ class Sieve:
                 between many tokens at once and one after the other.
         """
         rough = right.to(SIEVE)
-        if not small or right.device.type != "cpu":
+        safe = right.device.type == "cpu" and len(right) % WHOLE == 0 and _product() is not None
+        if not (small and safe):
             return cls(rough, None, None)
         tiny = torch.finfo(SIEVE).tiny
         scales_R = (right.abs().amax(0) / 127).clamp(min=tiny).to(SIEVE)
@@ -60,8 +65,14 @@ class Sieve:
         """(T, some of R) of (T, D), in bfloat16."""
         rough = hidden.to(SIEVE)
         graph = torch.is_grad_enabled() and hidden.requires_grad
-        if self.small is None or self.scales is None or graph or len(hidden) > FEW:
+        product = None if graph or len(hidden) > FEW else _product()
+        if product is None or self.small is None or self.scales is None:
             return rough @ self.right[:, columns]
-        small, scales = self.small[columns], self.scales[columns]
-        found: Tensor = torch._weight_int8pack_mm(rough.contiguous(), small, scales)
-        return found
+        return product(rough.contiguous(), self.small[columns], self.scales[columns])
+
+
+def _product() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """PyTorch's int8 product; it is private, so a version may be without it."""
+    found: Callable[[Tensor, Tensor, Tensor], Tensor] | None
+    found = getattr(torch, "_weight_int8pack_mm", None)
+    return found

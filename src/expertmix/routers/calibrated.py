@@ -89,11 +89,14 @@ class Spread:
     def __init__(self, experts: int) -> None:
         self.count = 0
         self._sums = torch.zeros(2, experts, dtype=torch.float64)
+        self._counts = torch.zeros(experts, dtype=torch.int64)
 
     def add(self, scores: Tensor) -> None:
-        """Add (T, E) scores; minus infinity stands for an adapter that does nothing."""
+        """Add (T, E) scores; minus infinity is none: an adapter that is idle, or no candidate."""
         scores_TE = scores.detach().double().cpu()
-        scores_TE = torch.where(torch.isfinite(scores_TE), scores_TE, 0.0)
+        finite_TE = torch.isfinite(scores_TE)
+        scores_TE = torch.where(finite_TE, scores_TE, 0.0)
+        self._counts += finite_TE.sum(0)
         self._sums += torch.stack([scores_TE.sum(0), scores_TE.square().sum(0)])
         self.count += len(scores_TE)
 
@@ -105,7 +108,7 @@ class Spread:
         """
         if self.count < 2:
             raise ConfigError("a calibration needs some text: at least two tokens")
-        mean, square = self._sums / self.count
+        mean, square = self._sums / self._counts.clamp(min=1)
         variance = (square - mean.square()).clamp(min=0)
         steady = variance <= 1e-12 * square
         return Level(mean.float(), torch.where(steady, 1.0, variance.sqrt()).float())

@@ -13,7 +13,7 @@ n adapters of a band, r their rank, or the highest one; m adapters of a token, N
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -31,6 +31,13 @@ FEW = 128
 """So many pairs of token and adapter, where `_dots` cannot be, are copied and not yet sorted."""
 GATHERED = 1 << 17
 """So many numbers of hidden states are gathered at once: they stay in the second cache."""
+
+
+def _dots_of_rows() -> Callable[..., Tensor] | None:
+    """PyTorch's operator behind `_dots`; it is private, so a version may be without it."""
+    name = "_embedding_bag_per_sample_weights_backward"
+    operator: Callable[..., Tensor] | None = getattr(torch.ops.aten, name, None)
+    return operator
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,8 @@ class Directions:
             torch.linalg.vector_norm(block_Tnr, dim=-1, dtype=dtype)
             for block_Tnr in self.blocks(values)
         ]
-        return self._spread(found, absent)
+        norms_TE = self._spread(found, absent)
+        return norms_TE.to(torch.promote_types(norms_TE.dtype, torch.float32))
 
     def strongest(self, hidden: Tensor) -> Tensor:
         """(T, E) |v_i1·x|, from (T, D) hidden states and those directions alone."""
@@ -193,7 +201,7 @@ class Directions:
         """(T, m, r) v·x of m adapters per token; 0 where one has fewer directions than r."""
         hidden, pairs = hidden.to(self.right.dtype), indices.numel()
         graph = torch.is_grad_enabled() and hidden.requires_grad
-        dots = not graph and hidden.device.type == "cpu"
+        dots = not graph and hidden.device.type == "cpu" and _dots_of_rows() is not None
         if pairs > (SORTED * self.count if dots else FEW):
             return self._sorted(hidden, indices)
         return (self._dots if dots else self._copied)(hidden, indices)
@@ -212,7 +220,9 @@ class Directions:
         rows_Tmr = self.rows[indices]
         bags_T = torch.arange(len(rows_Tmr)) * rows_Tmr.shape[1] * rows_Tmr.shape[2]
         # What a sum of weighted rows gives its weights as their gradient: just these products.
-        dots_N: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        operator = _dots_of_rows()
+        assert operator is not None, "some asks first"
+        dots_N: Tensor = operator(
             hidden.contiguous(), self.right.T, rows_Tmr.flatten(), bags_T, bags_T[:0], 0
         )
         return self.masked(dots_N.view_as(rows_Tmr), indices)
@@ -231,8 +241,9 @@ class Directions:
     def _copied(self, hidden: Tensor, indices: Tensor) -> Tensor:
         """As `_dots`, from a copy of the rows."""
         rows_Tmr = self.rows[indices]
+        tokens, adapters, rank = rows_Tmr.shape  # sizes in full: there may be no token
         right_TqD = self.right.T.index_select(0, rows_Tmr.flatten()).view(
-            len(hidden), -1, hidden.shape[1]
+            tokens, adapters * rank, hidden.shape[1]
         )
         return self.masked(torch.bmm(right_TqD, hidden[..., None]).view_as(rows_Tmr), indices)
 

@@ -36,6 +36,8 @@ class Lag(Router):
     weights: Literal["uniform", "softmax"] = "uniform"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.m, int) or isinstance(self.m, bool):
+            raise ConfigError(f"m must be a whole number: {self.m!r}")
         if self.rule.top_k is None or self.m < self.top_k:
             raise ConfigError(f"Lag chooses top_k={self.top_k} of m={self.m} candidates")
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from expertmix.core.site import Site
 from expertmix.errors import ConfigError, UnsupportedRuntimeError
 from expertmix.routers.calibrated import Calibrated, Level
+from expertmix.routers.lag import Lag
 from expertmix.routers.memory import Memory, Past
 from expertmix.routers.router import Router
 from expertmix.routers.rule import Rule, is_number, scored
@@ -59,6 +60,8 @@ class Pooled(Router):
     def __post_init__(self) -> None:
         if not isinstance(self.inner, Router) or self.inner.remembers:
             raise ConfigError(f"inner must be a router without memory: {self.inner!r}")
+        if self.inner.rule.weights == "given" or isinstance(measured(self.inner), Lag):
+            raise ConfigError(f"inner must score every adapter, to be pooled: {self.inner!r}")
         if not isinstance(self.evidence, str):
             raise ConfigError(f"evidence must be a pattern of module names: {self.evidence!r}")
         life = 1.0 if self.half_life is None else self.half_life
