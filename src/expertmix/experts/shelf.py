@@ -7,6 +7,7 @@ change them. Knows no model; `composed` puts a shelf on one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,7 +51,7 @@ class Shelf:
     def __post_init__(self) -> None:
         if not self.adapters:
             raise CheckpointError("a shelf needs at least one adapter")
-        if twice := {name for name in self.names if self.names.count(name) > 1}:
+        if twice := [name for name, count in Counter(self.names).items() if count > 1]:
             raise CheckpointError(f"two adapters are named {min(twice)!r}: rename one")
 
     @classmethod
