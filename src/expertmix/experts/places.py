@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from expertmix.errors import CheckpointError
+from expertmix.experts.hub import is_hub_id
 from expertmix.experts.passes import takes_tokens
 from expertmix.experts.shelf import Shelf
 from expertmix.experts.spectra import Spectra
@@ -73,15 +73,11 @@ def check_bases(model: nn.Module, shelf: Shelf) -> None:
     """
     own = str(getattr(getattr(model, "config", None), "name_or_path", ""))
     for adapter in shelf:
-        if _is_hub_id(own) and _is_hub_id(adapter.base) and _tail(own) != _tail(adapter.base):
+        if is_hub_id(own) and is_hub_id(adapter.base) and _tail(own) != _tail(adapter.base):
             raise CheckpointError(
                 f"adapter {adapter.name!r} was trained on {adapter.base}, the model is {own}. If "
                 f"that is meant, say any_base=True (--any-base)."
             )
-
-
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and name[0] not in "./~" and not Path(name).exists()
 
 
 def _tail(name: str) -> str:

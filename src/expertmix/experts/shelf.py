@@ -8,7 +8,7 @@ change them. Knows no model; `composed` puts a shelf on one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from torch import nn
 
+from expertmix.core.progress import Progress, quiet
 from expertmix.errors import CheckpointError, OutputError
 from expertmix.experts.lora import Adapter, Factors
 from expertmix.experts.peft_folder import Places, Source, find_adapters
@@ -23,16 +24,10 @@ from expertmix.experts.peft_live import read_live
 from expertmix.experts.spectra import Spectra, decompose_adapter, decompose_adapters
 from expertmix.experts.spectra_cache import SpectraCache
 
-Progress = Callable[[str, int, int], None]
-"""Called with (stage in words, steps done, steps in all)."""
 Cache = bool | str | Path
 """Whether spectra are kept on the disk, or where: see `Shelf.open`."""
 _READING = "reading the adapters"
 _TOGETHER = 64  # adapters decomposed at once: more is not faster
-
-
-def _quiet(stage: str, done: int, total: int) -> None:
-    """Say nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +71,7 @@ class Shelf:
         *,
         known: Shelf | None = None,
         cache: Cache = False,
-        progress: Progress = _quiet,
+        progress: Progress = quiet,
     ) -> Shelf:
         """Read a folder of PEFT adapters, one adapter's folder, a hub id, or a list of those.
 
@@ -100,7 +95,7 @@ class Shelf:
         *,
         known: Shelf | None = None,
         cache: Cache = False,
-        progress: Progress = _quiet,
+        progress: Progress = quiet,
     ) -> Shelf:
         """Read adapters that were found before; otherwise the same as `open`."""
         ready = _Ready.of(known)

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from expertmix.core.progress import Progress, quiet
 from expertmix.errors import MissingDependencyError
 from expertmix.models.fitting import load_routers
-from expertmix.models.folders import Progress, building, quiet
+from expertmix.models.folders import building
 from expertmix.models.library import default_library
 from expertmix.models.mixtral import DESCRIPTION_FILE, expert_names
 from expertmix.models.upcycle import upcycle

@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from expertmix.core.progress import Progress, quiet
 from expertmix.errors import CheckpointError, ConfigError
-from expertmix.models.folders import Progress, quiet
 from expertmix.models.library import Library
 from expertmix.models.mixtral import BASE_EXPERT, expert_names
 from expertmix.models.regression import METHODS as METHODS

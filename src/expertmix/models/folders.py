@@ -7,19 +7,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from expertmix.core.partial import output_errors
 from expertmix.errors import OutputError
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage in words, steps done, steps in all)."""
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    """The progress callback that says nothing."""
 
 
 def check_free(target: Path) -> None:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import MixtralConfig, PreTrainedConfig
 
+from expertmix.core.progress import Progress
 from expertmix.errors import CheckpointError, ConfigError, UnsupportedModelError
 from expertmix.models.checkpoint import Checkpoint
-from expertmix.models.folders import Progress
 from expertmix.models.library import Adapter, Library
 from expertmix.models.shards import Shape, write_tensors
 

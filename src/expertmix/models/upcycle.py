@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
+from expertmix.core.progress import Progress, quiet
 from expertmix.errors import ConfigError
 from expertmix.models.checkpoint import Checkpoint
 from expertmix.models.fitting import fit_routers, load_routers, random_routers
-from expertmix.models.folders import Progress, building, check_free, quiet
+from expertmix.models.folders import building, check_free
 from expertmix.models.library import Library
 from expertmix.models.mixtral import (
     check_adapters,

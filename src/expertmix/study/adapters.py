@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from expertmix.core.progress import Progress, quiet
 from expertmix.core.site import SiteInfo
 from expertmix.experts.fused import Combination
 from expertmix.experts.places import check_bases
 from expertmix.experts.plan import Plan
 from expertmix.experts.shelf import Shelf
 from expertmix.models.default import ASSETS
-from expertmix.models.folders import Progress, quiet
 from expertmix.routers.router import Router
 from expertmix.study.loading import Skeleton, skeleton
 from expertmix.study.names import DEFAULT

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from expertmix.bindings.families import TESTED, UNSUPPORTED
-from expertmix.models.folders import Progress, quiet
+from expertmix.core.progress import Progress, quiet
 
 
 @dataclass(frozen=True, slots=True)

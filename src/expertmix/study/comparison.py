@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from expertmix.core.progress import Progress
 from expertmix.core.reweight import Reweight
 from expertmix.core.trace import Trace
-from expertmix.models.folders import Progress
 from expertmix.report.table import Cell, Table
 from expertmix.study.corpus import Corpus
 from expertmix.study.tracing import NOISE, Keep, Run, run

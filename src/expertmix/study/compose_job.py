@@ -20,11 +20,11 @@ from expertmix.attribute import usage
 from expertmix.attribute.modules import by
 from expertmix.core.parquet import TraceWriter
 from expertmix.core.partial import output_errors
+from expertmix.core.progress import Progress, quiet
 from expertmix.core.trace import Chunk, Trace, TraceMeta
 from expertmix.experts.compose import ready
 from expertmix.experts.composed import Composed
 from expertmix.experts.fitting import calibrate
-from expertmix.models.folders import Progress, quiet
 from expertmix.report import words
 from expertmix.report.answers import AnswerView
 from expertmix.report.report import Report

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from expertmix.core.progress import Progress, quiet
 from expertmix.core.site import SiteInfo
 from expertmix.errors import ConfigError
 from expertmix.experts.fused import Combination
-from expertmix.models.folders import Progress, quiet
 from expertmix.routers.fixed import Fixed
 from expertmix.routers.oracle import Oracle
 from expertmix.routers.router import Router

@@ -17,12 +17,12 @@ from typing import Any
 from torch import nn
 
 from expertmix.bindings.record import record
+from expertmix.core.progress import Progress, quiet
 from expertmix.core.trace import Trace
 from expertmix.errors import ConfigError
 from expertmix.experts.composed import Composed
 from expertmix.experts.fused import Combination
 from expertmix.experts.shelf import Shelf
-from expertmix.models.folders import Progress, quiet
 from expertmix.routers.oracle import Oracle
 from expertmix.routers.router import Router
 from expertmix.study.corpus import Corpus

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from expertmix.core.partial import output_errors
+from expertmix.core.progress import Progress, quiet
 from expertmix.errors import ConfigError, OutputError
 from expertmix.models.checkpoint import Checkpoint
 from expertmix.models.default import ROUTERS
 from expertmix.models.fitting import METHODS, load_routers
-from expertmix.models.folders import Progress, check_free, quiet
+from expertmix.models.folders import check_free
 from expertmix.models.library import Library, default_library
 from expertmix.models.mixtral import check_adapters, check_base, expert_names
 from expertmix.models.upcycle import upcycle

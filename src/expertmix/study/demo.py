@@ -16,9 +16,9 @@ from typing import Any
 
 from expertmix.attribute import Usage, pool, usage
 from expertmix.bindings.record import sites
+from expertmix.core.progress import Progress, quiet
 from expertmix.core.trace import Trace
 from expertmix.errors import ConfigError
-from expertmix.models.folders import Progress, quiet
 from expertmix.report.effect import Effect
 from expertmix.report.report import Report
 from expertmix.report.table import Table

@@ -15,11 +15,11 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from expertmix.core.progress import Progress, quiet
 from expertmix.errors import ConfigError
 from expertmix.experts.compose import Calibration, ready
 from expertmix.experts.fused import Combination
 from expertmix.experts.shelf import Shelf
-from expertmix.models.folders import Progress, quiet
 from expertmix.routers.oracle import Oracle
 from expertmix.routers.router import Router
 from expertmix.study.bootstrap import DRAWS, Draws, Estimate, Sums, estimate, ratio

@@ -21,10 +21,10 @@ from expertmix.attribute.modules import mean_weights, winners
 from expertmix.bindings.record import record
 from expertmix.core import decision as decisions
 from expertmix.core import tokens as token_lists
+from expertmix.core.progress import Progress, quiet
 from expertmix.core.trace import Chunk, Trace, TraceMeta
 from expertmix.errors import CheckpointError, ConfigError, ContextLengthError
 from expertmix.experts.composed import Composed
-from expertmix.models.folders import Progress, quiet
 from expertmix.study.contest import tell
 from expertmix.study.corpus import Corpus, Sample
 from expertmix.study.tracing import batches

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from expertmix.bindings.record import sites
+from expertmix.core.progress import Progress, quiet
 from expertmix.core.site import SiteInfo
 from expertmix.errors import CheckpointError, ConfigError, UnsupportedModelError
 from expertmix.models.default import default_moe_path, default_path
-from expertmix.models.folders import Progress, quiet
 from expertmix.study.names import DEFAULT, DEFAULT_MOE, Dtype
 
 _AUTO: Any = AutoModelForCausalLM  # its annotations do not tell what these calls return

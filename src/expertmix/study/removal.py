@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from expertmix.core.intervention import Intervention
+from expertmix.core.progress import Progress
 from expertmix.core.removal import Ablate, Mask
-from expertmix.models.folders import Progress
 from expertmix.report.effect import Effect
 from expertmix.report.table import Cell, Table
 from expertmix.study.corpus import Corpus

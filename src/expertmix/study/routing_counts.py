@@ -57,16 +57,6 @@ class Levels:
         """Of the G levels."""
         return (ALL, *self.layers, *self.kinds, *self.sites)
 
-    @property
-    def layer_rows(self) -> slice:
-        """Where the layers are among the levels."""
-        return slice(1, 1 + len(self.layers))
-
-    @property
-    def kind_rows(self) -> slice:
-        """Where the kinds of modules are."""
-        return slice(1 + len(self.layers), 1 + len(self.layers) + len(self.kinds))
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RoutingCounts:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from expertmix.core.progress import Progress, quiet
 from expertmix.errors import ConfigError
 from expertmix.experts.overlap import Overlap, Pair
 from expertmix.experts.peft_folder import CONFIG_FILE, Source, find_adapters
 from expertmix.experts.ranks import Ranks
 from expertmix.experts.shelf import Cache, Shelf, cache_of
 from expertmix.models.default import ASSETS, cache_dir
-from expertmix.models.folders import Progress, quiet
 from expertmix.report.shelf_report import ShelfReport
 from expertmix.report.shelf_tables import adapters_table, duplicates_table
 from expertmix.report.table import Table

@@ -13,10 +13,10 @@ from typing import Any
 
 from expertmix.attribute import Usage, usage
 from expertmix.core.intervention import Intervention
+from expertmix.core.progress import Progress, quiet
 from expertmix.core.replay import Replay
 from expertmix.core.trace import Trace
 from expertmix.errors import ReplayError
-from expertmix.models.folders import Progress, quiet
 from expertmix.report import words
 from expertmix.report.effect import Effect
 from expertmix.report.report import Report

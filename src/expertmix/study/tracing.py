@@ -20,10 +20,10 @@ from torch import Tensor
 
 from expertmix.bindings.record import record
 from expertmix.core.intervention import Intervention
+from expertmix.core.progress import Progress, quiet
 from expertmix.core.recording import Decoder
 from expertmix.core.trace import Trace
 from expertmix.errors import ConfigError
-from expertmix.models.folders import Progress, quiet
 from expertmix.study.corpus import Corpus, Sample
 
 NOISE = 0.03
