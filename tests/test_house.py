@@ -10,9 +10,9 @@ import pytest
 import expertmix
 
 CONTENTS = [
-    "Ablate", "Composed", "Decision", "ExpertmixError", "InOrder", "Intervention", "Mask", "Replay",
-    "Reweight", "Shelf", "Site", "SiteInfo", "Stage", "Trace", "compose", "from_json", "record",
-    "sites",
+    "Ablate", "Composed", "Decision", "ExpertmixError", "InOrder", "Intervention", "Mask",
+    "Question", "ReferenceSet", "Replay", "Reweight", "Sample", "Shelf", "Site", "SiteInfo",
+    "Stage", "Trace", "compose", "from_json", "record", "references", "remix", "sites",
 ]  # fmt: skip
 
 

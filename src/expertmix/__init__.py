@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from expertmix.bindings.record import record, sites
     from expertmix.core.decision import Decision
     from expertmix.core.intervention import InOrder, Intervention, Stage
+    from expertmix.core.pathway import Question
     from expertmix.core.removal import Ablate, Mask
     from expertmix.core.replay import Replay
     from expertmix.core.reweight import Reweight
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from expertmix.experts.compose import compose
     from expertmix.experts.composed import Composed
     from expertmix.experts.shelf import Shelf
+    from expertmix.optimize.reference import ReferenceSet
+    from expertmix.optimize.samples import Sample
+    from expertmix.study.remix import references, remix
 
 __version__ = "0.1.0"
 
@@ -34,8 +38,11 @@ _CONTENTS = {
     "InOrder": "core.intervention",
     "Intervention": "core.intervention",
     "Mask": "core.removal",
+    "Question": "core.pathway",
+    "ReferenceSet": "optimize.reference",
     "Replay": "core.replay",
     "Reweight": "core.reweight",
+    "Sample": "optimize.samples",
     "Site": "core.site",
     "Shelf": "experts.shelf",
     "SiteInfo": "core.site",
@@ -44,6 +51,8 @@ _CONTENTS = {
     "compose": "experts.compose",
     "from_json": "core.serialize",
     "record": "bindings.record",
+    "references": "study.remix",
+    "remix": "study.remix",
     "sites": "bindings.record",
 }
 
@@ -55,8 +64,11 @@ __all__ = [
     "InOrder",
     "Intervention",
     "Mask",
+    "Question",
+    "ReferenceSet",
     "Replay",
     "Reweight",
+    "Sample",
     "Shelf",
     "Site",
     "SiteInfo",
@@ -65,6 +77,8 @@ __all__ = [
     "compose",
     "from_json",
     "record",
+    "references",
+    "remix",
     "sites",
 ]
 

@@ -21,33 +21,33 @@ class Both:
     """
 
     def __init__(self, composed: Composed, moe: TransformersMoE) -> None:
-        self._composed = composed
-        self._moe = moe
+        self.composed = composed
+        self.moe = moe
 
     @property
     def name(self) -> str:
         """As the composition calls itself."""
-        return self._composed.name
+        return self.composed.name
 
     @property
     def sites(self) -> tuple[SiteInfo, ...]:
         """All sites, in the order in which the model has their modules."""
-        found = {info.site.name: info for info in (*self._composed.sites, *self._moe.sites)}
-        order = [path for path, _ in self._composed.model.named_modules() if path in found]
+        found = {info.site.name: info for info in (*self.composed.sites, *self.moe.sites)}
+        order = [path for path, _ in self.composed.model.named_modules() if path in found]
         return tuple(found[path] for path in order)
 
     @property
     def settings(self) -> dict[str, str]:
         """Of both."""
-        return {**self._moe.settings, **self._composed.settings}
+        return {**self.moe.settings, **self.composed.settings}
 
     def fingerprint(self) -> str:
         """Hash of both."""
-        both = f"{self._composed.fingerprint()} {self._moe.fingerprint()}"
+        both = f"{self.composed.fingerprint()} {self.moe.fingerprint()}"
         return hashlib.sha256(both.encode()).hexdigest()
 
     @contextmanager
     def attach(self, tap: Tap) -> Iterator[None]:
         """Report to the tap while the context is open; leave nothing behind."""
-        with self._moe.attach(tap), self._composed.attach(tap):
+        with self.moe.attach(tap), self.composed.attach(tap):
             yield

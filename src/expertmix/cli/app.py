@@ -12,6 +12,7 @@ from expertmix.cli.demo import demo
 from expertmix.cli.doctor import doctor
 from expertmix.cli.group import Group
 from expertmix.cli.models import models
+from expertmix.cli.optimize import optimize
 from expertmix.cli.report import report
 from expertmix.cli.screen import Screen
 from expertmix.cli.spectra import spectra
@@ -51,5 +52,5 @@ def options(
     ctx.obj = Screen(as_json=as_json, debug=debug)
 
 
-for command in (demo, trace, compose, spectra, convert, report, models, doctor):
+for command in (demo, trace, compose, optimize, spectra, convert, report, models, doctor):
     app.command()(command)

@@ -83,7 +83,8 @@ def grid(
 
 
 def _heading(scope: str, name: str) -> Html:
-    return tag("th", {"scope": scope, "title": name}, words.cut(name, _LONGEST))
+    shown = Html(text(words.cut(name, _LONGEST)).replace("_", "_<wbr>"))  # where it may break
+    return tag("th", {"scope": scope, "title": name}, shown)
 
 
 def _cell(cell: CellStyle) -> Html:
@@ -141,6 +142,15 @@ def _color_key(plot: Plot) -> Html:
         tag("i", {"style": f"background:linear-gradient(to right,{stops})"}),
         f" {words.percent(top)}",
     )
+
+
+def swatches(named: Sequence[tuple[str, str]]) -> Html:
+    """Names with their colors; beside a chart, whose own legend would take a phone's width."""
+    parts = [
+        tag("span", {"class": "swatch"}, tag("i", {"style": f"background:{color}"}), name)
+        for name, color in named
+    ]
+    return tag("p", {"class": "swatches"}, *parts)
 
 
 def panels(noun: str, key: str, named: Sequence[tuple[str, Html]]) -> Html:

@@ -20,6 +20,8 @@
     menu.addEventListener("change", () => {
       all(`[data-panel-of="${menu.dataset.panels}"]`).forEach((panel, number) => {
         panel.hidden = number !== Number(menu.value);
+        // A chart that was drawn while hidden has not the width of its place.
+        if (!panel.hidden) all(".js-plotly-plot", panel).forEach((plot) => Plotly.Plots.resize(plot));
       });
     });
   }
