@@ -59,7 +59,7 @@ from expertmix.bindings.whole import Whole
 from expertmix.core.pathway import Question
 from expertmix.models.default import default_moe_path
 from expertmix.optimize.descent import NGD
-from expertmix.optimize.neighbors import Finder, Neighbors, find
+from expertmix.optimize.neighbors import Finder, Neighbors
 from expertmix.optimize.problem import Method, Problem
 from expertmix.optimize.reference import ReferenceSet
 from expertmix.optimize.regression import KernelRegression
@@ -256,8 +256,9 @@ def problem_of(pathways: Any, asked: list[Sample], reference: ReferenceSet) -> P
     """Test samples with all that is known before a step."""
     readings = pathways.read([one.question for one in asked])
     values, mass = start(readings, pathways.sites)
-    found = find(reference.embed(readings), reference, NEIGHBORS, asked)
-    return Problem(pathways, asked, readings, values, mass, found, reference)
+    finder = Finder(reference, NEIGHBORS)
+    found = finder.find(reference.embed(readings), asked)
+    return Problem(pathways, asked, readings, values, mass, found, finder)
 
 
 def searching(reference: ReferenceSet, size: Size) -> Iterator[Figure]:

@@ -6,7 +6,8 @@ of a family that nobody asks, found by reading 128 prompts that begin with its o
 with the least likely option as its answer, and an inverted pathway); `twin` puts three, nearer than
 a near-duplicate may be; `both` puts three at one wrong place and brings all victims there by a
 suffix. The attacker knows model, references and method, and what the victims will ask; each attack
-is run without a defense and with those that could help.
+is run without a defense and with those that could help. `wrong_oracle` is no attack, but what none
+can exceed by much: the same descent on the victim's own question with a wrong answer.
 
 A line is `method_attack_defense_what: value`: `hostile`, share of the neighbors' weight that is the
 attacker's among samples that were adapted; `refused`, share that kept the base's routing;
@@ -42,6 +43,7 @@ from expertmix.optimize.attack import Append, Damage, append, damage
 from expertmix.optimize.descent import NGD
 from expertmix.optimize.gate import NO_GATE, Gate
 from expertmix.optimize.neighbors import Neighbors
+from expertmix.optimize.oracle import WrongOracle
 from expertmix.optimize.poison import Poison, audit, poison
 from expertmix.optimize.problem import Method
 from expertmix.optimize.reference import ReferenceSet
@@ -136,6 +138,9 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
         yield "suffix_similarity_after", similarity[1]
         for name, attacked in under:
             purged = purge(pathways, attacked)
+            if name == "clean":
+                found = run(pathways, attacked, "wrong_oracle", DEFENSES["none"])
+                yield from lines("wrong_oracle_clean_none", found)
             found = run(pathways, attacked, "kernel_regression", DEFENSES["none"])
             yield f"{name}_base_accuracy", found.base_right / found.samples
             yield from lines(f"kernel_regression_{name}_none", found)
@@ -188,7 +193,9 @@ def run(pathways: Any, attacked: Attacked, name: str, defense: Defense) -> Damag
     """One attack, one method, one defense."""
     near = Neighbors(k=defense.k, max_similarity=defense.max_similarity, ngram=None)
     method: Method = KernelRegression(aggregate=defense.aggregate, combine=defense.aggregate)
-    if name == "ngd":
+    if name == "wrong_oracle":
+        method = WrongOracle(NGD(core=None))
+    elif name == "ngd":
         method = NGD(core=None, aggregate=defense.aggregate, trust=defense.trust)
     found = remix(
         pathways, attacked.victims, attacked.reference, method, neighbors=near, gate=defense.gate

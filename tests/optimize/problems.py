@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from expertmix.core.pathway import Pathways, Reading
+from expertmix.optimize.neighbors import Finder, Neighbors
 from expertmix.optimize.problem import Problem
 from expertmix.optimize.samples import Sample
 from expertmix.optimize.start import start
@@ -27,6 +28,14 @@ class Listed:
     start: Tensor
     mass: Tensor
     embeddings: Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def digest(self) -> str:
+        """Of what methods learn from."""
+        return repr([self.samples, self.embeddings.tolist(), self.start.tolist()])
 
     def state(self, index: int) -> Mapping[str, Tensor]:
         """What reading a reference left."""
@@ -51,6 +60,7 @@ def problem_of(
     references: Sequence[Sample],
     indices: Sequence[Sequence[int]] | None = None,
     weights: Sequence[Sequence[float]] | None = None,
+    settings: Neighbors = Neighbors(),  # noqa: B008  frozen
 ) -> Problem:
     """A problem; by default every reference is a neighbor of every sample, all alike."""
     readings = pathways.read([one.question for one in samples])
@@ -66,7 +76,8 @@ def problem_of(
     neighbors: Any = Hood(found, share.float(), query)
     kept: Any = listed
     return Problem(
-        pathways, samples, readings, begin.to(dtype), mass.to(dtype), neighbors, kept
+        pathways, samples, readings, begin.to(dtype), mass.to(dtype), neighbors,
+        Finder(kept, settings),
     )  # fmt: skip
 
 

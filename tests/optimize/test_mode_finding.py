@@ -7,6 +7,9 @@ import torch
 
 from expertmix.errors import ConfigError
 from expertmix.optimize.mode_finding import ModeFinding, median_distance
+from expertmix.optimize.neighbors import Neighbors
+from expertmix.optimize.reference import ReferenceSet
+from expertmix.optimize.remix import remix
 
 from .problems import problem_of
 from .world import FakePathways, topical
@@ -15,7 +18,10 @@ from .world import FakePathways, topical
 def planted(spread: float):
     """Twenty references around a planted mode, all of one topic; and the mode."""
     fake = FakePathways(pull=1.0)
-    problem = problem_of(fake, topical(2, topics=[5]), topical(20, topics=[5], seed=1))
+    everyone = Neighbors(max_similarity=None)
+    problem = problem_of(
+        fake, topical(2, topics=[5]), topical(20, topics=[5], seed=1), settings=everyone
+    )
     mode = fake.target(5, 20).log()
     noise = torch.randn(10, 1, 2, 6, generator=torch.Generator().manual_seed(0))
     problem.reference.start[:] = mode + spread * torch.cat([noise, -noise])
@@ -26,7 +32,7 @@ def test_a_mean_shift_stays_at_a_planted_mode():
     """References alike on both sides of a mode: who starts there moves by less than 1e-3."""
     problem, mode = planted(0.05)
     problem.start[:] = mode
-    found = ModeFinding(alpha=0.0, max_similarity=2.0).solve(problem)
+    found = ModeFinding(alpha=0.0).solve(problem)
     torch.testing.assert_close(found.values.softmax(-1), mode.softmax(-1).expand(2, 1, 2, 6),
                                atol=1e-3, rtol=0)  # fmt: skip
 
@@ -34,7 +40,7 @@ def test_a_mean_shift_stays_at_a_planted_mode():
 def test_a_mean_shift_climbs_to_a_planted_mode():
     """From afar, with α = 0, to 1e-3."""
     problem, mode = planted(0.05)
-    found = ModeFinding(alpha=0.0, bandwidth=0.3, max_similarity=2.0).solve(
+    found = ModeFinding(alpha=0.0, bandwidth=0.3).solve(
         replace(problem, start=problem.start + 1.0 * torch.randn(2, 1, 2, 6))
     )
     torch.testing.assert_close(found.values.softmax(-1), mode.softmax(-1).expand(2, 1, 2, 6),
@@ -44,7 +50,7 @@ def test_a_mean_shift_climbs_to_a_planted_mode():
 def test_one_step_is_the_papers_formula():
     """p ← Σ K(p, pᵢ) pᵢ / Σ K(p, pᵢ), as a loop over references."""
     problem, _ = planted(1.0)
-    found = ModeFinding(steps=1, alpha=0.0, bandwidth=0.4, max_similarity=2.0).solve(problem)
+    found = ModeFinding(steps=1, alpha=0.0, bandwidth=0.4).solve(problem)
     own = problem.reference.start.softmax(-1)
     for row in range(2):
         at, total, weight = problem.start[row].softmax(-1), 0.0, 0.0
@@ -64,7 +70,7 @@ def test_the_bandwidth_is_the_median_distance():
 def test_among_one_is_the_nearest_reference():
     """A shift that sees one reference ends at it."""
     problem, _ = planted(1.0)
-    found = ModeFinding(steps=3, alpha=0.0, among=1, max_similarity=2.0).solve(problem)
+    found = ModeFinding(steps=3, alpha=0.0, among=1).solve(problem)
     own = problem.reference.start.softmax(-1).flatten(1)
     nearest = torch.cdist(problem.start.softmax(-1).flatten(1), own).argmin(1)
     torch.testing.assert_close(found.values.softmax(-1).flatten(1), own[nearest])
@@ -77,9 +83,25 @@ def test_near_duplicates_of_a_sample_are_not_seen():
     found = ModeFinding(alpha=0.0, bandwidth=1.0).solve(problem)
     other = problem.start.flip(0).softmax(-1)
     torch.testing.assert_close(found.values.softmax(-1), other)
-    alone = ModeFinding(alpha=0.0, max_similarity=-2.0).solve(problem)
-    assert not alone.changed.any()
-    assert torch.equal(alone.values, problem.start)
+    alone = problem_of(FakePathways(), tests, tests, settings=Neighbors(max_similarity=-2.0))
+    found = ModeFinding(alpha=0.0).solve(alone)
+    assert not found.changed.any()
+    assert torch.equal(found.values, problem.start)
+
+
+def test_what_neighbors_leave_out_the_shift_leaves_out():
+    """A reference with the sample's text, however its embedding lies; the reason is told."""
+    text = "one two three four five six seven eight nine"
+    tests = [replace(one, text=text) for one in topical(2)]
+    known = [replace(one, text=text) for one in topical(4, seed=1)]
+    pathways = FakePathways()
+    reference = ReferenceSet.build(FakePathways(pull=1.0), known)
+    reference = replace(reference, meta=replace(reference.meta, fingerprint=pathways.fingerprint()))
+    for one in remix(pathways, tests, reference, ModeFinding()).outcomes:
+        assert (one.changed, one.reason) == (False, "no neighbors")
+    every = Neighbors(ngram=None, max_similarity=None)
+    for one in remix(pathways, tests, reference, ModeFinding(), neighbors=every).outcomes:
+        assert one.reason != "no neighbors"
 
 
 @pytest.mark.parametrize("settings", [{"steps": -1}, {"bandwidth": 0.0}, {"among": 0}])

@@ -48,6 +48,20 @@ def test_the_wrong_option_depends_on_the_sample_and_the_seed_only():
     assert drawn != WrongOracle(seed=1).solve(problem).notes["target"].tolist()
 
 
+def test_the_same_option_is_pushed_in_every_order_of_an_item():
+    """A cyclic shift of the options shifts the target with them."""
+    for number, sample in enumerate(samples(9, options=(4,))):
+        options, gold = sample.question.options, sample.gold
+        pushed = set()
+        for shift in range(4):
+            prompt = (*sample.question.prompt, shift)  # letters: the prompt shows the order
+            shown = Question(prompt, options[shift:] + options[:shift])
+            asked = replace(sample, question=shown, gold=(gold - shift) % 4, item=f"q{number}")
+            pushed.add(shown.options[WrongOracle().target(asked)])
+        assert len(pushed) == 1
+        assert options[gold] not in pushed
+
+
 def test_one_option_only_has_no_wrong_one():
     """The base is kept, and the target is -1."""
     one = topical(1)[0]
@@ -55,6 +69,7 @@ def test_one_option_only_has_no_wrong_one():
     found = WrongOracle().solve(problem_of(FakePathways(), [single], []))
     assert not found.changed.any()
     assert found.notes["target"].tolist() == [-1]
+    assert found.reasons == ["no option to push"]
 
 
 @pytest.mark.parametrize("method", [Oracle(), WrongOracle()])

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from expertmix.errors import ConfigError
+from expertmix.optimize.neighbors import Finder
 from expertmix.optimize.regression import KernelRegression, mixed
 from expertmix.optimize.surrogate import Surrogate
 
@@ -76,10 +79,7 @@ def test_neighbors_that_solved_it_are_followed():
     fake = FakePathways(pull=1.0)
     problem = problem_of(fake, topical(2, topics=[5]), topical(3, topics=[5], seed=1))
     lost = problem.start.flip(-1)
-    problem = type(problem)(
-        problem.pathways, problem.samples, problem.readings, lost, problem.mass,
-        problem.neighbors, problem.reference,
-    )  # fmt: skip
+    problem = replace(problem, start=lost)
     found = KernelRegression(hard=False).solve(problem)
     assert (found.notes["alpha"] == 0).all()
     torch.testing.assert_close(
@@ -95,12 +95,7 @@ def test_robust_targets_ignore_one_poisoned_pathway_of_three(combine):
     def target(factor):
         start = problem.reference.start.clone()
         start[2] = torch.tensor([0, 0, 0, 0, 0, factor])
-        reference = type(problem.reference)(
-            problem.reference.samples, problem.reference.readings, start, problem.reference.mass,
-            problem.reference.embeddings,
-        )  # fmt: skip
-        poisoned = problem_of(problem.pathways, problem.samples, problem.reference.samples)
-        object.__setattr__(poisoned, "reference", reference)
+        poisoned = replace(problem, finder=Finder(replace(problem.reference, start=start)))
         return KernelRegression(combine=combine, cut=0.34).target(poisoned)
 
     torch.testing.assert_close(target(8.0), target(80.0), atol=2e-3, rtol=0)

@@ -156,6 +156,37 @@ def test_hard_and_dense_are_what_the_model_says(world):
     assert any(not torch.allclose(one.hard, one.dense, atol=1e-4) for one in found.outcomes)
 
 
+def test_a_shift_is_scored_as_wide_as_it_was_found(fake):
+    """In mode `add` dense scores call the core, as the descent did, and not all experts."""
+    pathways, reference, tests = fake
+    found = remix(pathways, tests, reference, NGD(steps=2, core=3, parameter="add"))
+    for outcome in found.outcomes:
+        batch = pathways.batch([outcome.sample.question], [{}])
+        for core, same in ((3, True), (6, False)):
+            pathway = Pathway(outcome.values[None], outcome.mass[None], core, "add")
+            again = scores(pathways.score(batch, pathway), [outcome.sample])[0]
+            assert torch.allclose(again, outcome.dense, atol=1e-6) is same
+
+
+def test_shifts_are_refused_before_any_work(world):
+    """Pathways that were not opened for shifts, and a method that makes some."""
+    pathways, reference, tests = world
+    with pytest.raises(ConfigError, match="shift=True"):
+        outcomes(pathways, tests, reference, Turned("add"))
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_a_caller_without_gradients_gets_the_same(world, around):
+    """The descent has gradients of its own."""
+    pathways, reference, tests = world
+    expected = remix(pathways, tests, reference, NGD(steps=2)).outcomes
+    with around():
+        found = remix(pathways, tests, reference, NGD(steps=2)).outcomes
+    for one, other in zip(expected, found, strict=True):
+        assert other.changed
+        torch.testing.assert_close(other.hard, one.hard, rtol=0, atol=1e-5)
+
+
 def replayed(found: Remix, edit, lm):
     """(outcome, option) → score, by full passes over prompts with options, padded right."""
     rows = [
@@ -276,7 +307,7 @@ def test_neighbors_that_are_not_finite_leave_the_base():
 def test_an_oracle_needs_no_neighbors(fake):
     """A method that looks at no neighbor works without one."""
     pathways, reference, tests = fake
-    found = remix(pathways, tests, reference, Oracle(), neighbors=Neighbors(0))
+    found = remix(pathways, tests, reference, Oracle(NGD(lr=0.3)), neighbors=Neighbors(0))
     assert all(one.changed for one in found.outcomes)
     assert all(float(one.dense[0]) > float(one.base[0]) for one in found.outcomes)
 
@@ -285,7 +316,7 @@ def test_neighbors_of_the_same_kind_help(fake):
     """In the analytic world NGD raises the right option's score."""
     pathways, reference, tests = fake
     better = remix(
-        pathways, tests, reference, NGD(), neighbors=Neighbors(max_similarity=None)
+        pathways, tests, reference, NGD(lr=0.3), neighbors=Neighbors(max_similarity=None)
     ).outcomes
     gains = [float(one.dense[0] - one.base[0]) for one in better]
     assert min(gains) > 0

@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from expertmix.core.pathway import Pathway, Question, TunableRouters
 from expertmix.errors import ConfigError, UnsupportedModelError
-from expertmix.optimize.router_tuning import RouterTuning, changed_gates, follow, neighbors_among
+from expertmix.optimize.neighbors import Finder
+from expertmix.optimize.router_tuning import RouterTuning, changed_gates, follow, nearest_others
 from expertmix.optimize.samples import Sample
 
 from .problems import only, problem_of
@@ -132,13 +133,24 @@ def test_a_start_follows_its_gate_through_the_routers_link():
         torch.testing.assert_close(follow(start, before, after), link(after) - 1.5)
 
 
-def test_neighbors_are_the_nearest_others():
-    """By cosine around the mean, with cosines that sum to 1; nobody is its own neighbor."""
-    around = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.45], [-1.0, -0.55]])
-    found, weights = neighbors_among(around + 50, 2)
-    assert found[:, 0].tolist() == [1, 0, 3, 2]
-    torch.testing.assert_close(weights[:, 0], torch.ones(4))
-    torch.testing.assert_close(weights[:, 1], torch.zeros(4))
+def test_neighbors_are_the_most_similar_others():
+    """Weights are similarities that sum to 1, negative ones 0; nobody is its own neighbor."""
+    similarity = torch.tensor([[9.0, 0.9, -0.2], [0.9, 9.0, 0.3], [-0.2, -0.3, 9.0]])
+    found, weights = nearest_others(similarity, 2)
+    assert found.tolist() == [[1, 2], [0, 2], [0, 1]]
+    torch.testing.assert_close(weights, torch.tensor([[1, 0], [0.75, 0.25], [0, 0]]))
+    assert similarity[0, 0] == 9.0
+
+
+def test_a_dimension_that_holds_all_variance_does_not_choose_the_neighbors():
+    """Similarity is that of the search, whose dimensions are standardized."""
+    with open_suffix() as suffix:
+        problem = problem_of(suffix, samples(2), samples(6, seed=1))
+        embeddings = problem.reference.embeddings
+        loud = replace(problem.reference, embeddings=embeddings * (1 + 1e4 * torch.eye(32)[0]))
+        other = replace(problem, finder=Finder(loud))
+        found = [RouterTuning(steps=3, smooth=10.0).solve(one) for one in (problem, other)]
+    torch.testing.assert_close(found[0].values, found[1].values)
 
 
 def test_weights_come_back_when_training_fails():

@@ -123,6 +123,7 @@ class FakePathways:
 
     exact = True
     scored = False
+    shift = True
     notice: str | None = None
 
     def __init__(

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from expertmix.report.terminal import data_table
-from expertmix.study.optimize_summary import summary, summary_tables, verdict
+from expertmix.study.optimize_summary import summary
+from expertmix.study.optimize_verdict import summary_tables, verdict
 from expertmix.study.paired import mcnemar
 
 from .test_optimize_rows import row
@@ -24,7 +25,8 @@ def run(method: str, answers: str, kind: str = "method", base: str = "0011", **c
 
 def test_a_line_counts_its_items():
     """Accuracy, flips both ways, McNemar, loss and its change, cost over the base's."""
-    rows = [*run("base", "0011", "base"), *run("ngd", "1101", seconds=0.03)]
+    read = {"stages": {"read": 0.01}}
+    rows = [*run("base", "0011", "base", **read), *run("ngd", "1101", seconds=0.03, **read)]
     base, ngd = summary(rows)
     assert (base.accuracy.value, ngd.accuracy.value) == (0.5, 0.75)
     assert (ngd.moved.gained, ngd.moved.lost) == (2, 1)
@@ -94,7 +96,7 @@ def test_free_texts_have_a_loss_only():
     assert math.isnan(lines[1].accuracy.value)
     assert lines[1].change.value == pytest.approx(-1)
     assert verdict(rows, lines) == ["ngd lowers the loss by 1.000 nats."]
-    assert [table.title for table in summary_tables(lines, [])] == ["Loss and cost"]
+    assert [table.title for table in summary_tables(lines)] == ["Loss and cost"]
 
 
 def test_refusals_are_counted_by_reason():
@@ -106,9 +108,8 @@ def test_refusals_are_counted_by_reason():
 def test_the_tables_are_shown():
     """A row per method; a dash where there is no number."""
     rows = [*run("base", "0011", "base"), *run("ngd", "1101", seconds=0.03)]
-    tables = summary_tables(summary(rows), ["headline"])
+    tables = summary_tables(summary(rows))
     assert [table.title for table in tables] == ["Right answers", "Loss and cost"]
-    assert tables[0].headline == "headline"
     for table in tables:
         assert [cells[0] for cells in table.rows] == ["base", "ngd"]
         assert data_table(table).row_count == 2

@@ -61,6 +61,7 @@ def splitting(config: Any, *, on: bool) -> Iterator[None]:
     """Let the layers of this config attend in two parts for the length of the block."""
     before = config._attn_implementation
     if on:
+        AttentionInterface.register(_NAME, attend)
         config._attn_implementation = _NAME
     try:
         yield
@@ -109,6 +110,3 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, beside: Beside, mask: T
     shares = scores.softmax(-1).to(value.dtype).view(B, h, heads // h * A, -1)
     output = shares[..., :P] @ beside.values + shares[..., P:] @ value
     return output.view(B, heads, A, -1).transpose(1, 2).contiguous()
-
-
-AttentionInterface.register(_NAME, attend)

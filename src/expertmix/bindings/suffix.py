@@ -12,72 +12,28 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from expertmix.bindings.attention import masks, refuse_other
 from expertmix.bindings.discovery import Block
-from expertmix.bindings.head import Head, Predictions
+from expertmix.bindings.gates import gates_of
+from expertmix.bindings.head import Head
 from expertmix.bindings.pathway_tap import PathwayTap
-from expertmix.bindings.slots import Slots
 from expertmix.bindings.sparing import Fixed, Sparing
-from expertmix.bindings.split_attention import Attended, Beside, NotPlainError, splitting
+from expertmix.bindings.split_attention import Attended, NotPlainError, splitting
 from expertmix.bindings.still import still
+from expertmix.bindings.suffix_batch import SuffixBatch, contexts, predictions_of
 from expertmix.bindings.transformers import TransformersMoE
 from expertmix.bindings.tree import Tail, Tree, plant
 from expertmix.bindings.truncated import Stack, enter, entering
 from expertmix.core.pathway import Pathway, Question, Reading
 from expertmix.core.site import SiteInfo
-from expertmix.errors import ConfigError, UnsupportedModelError
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class SuffixBatch:
-    """Questions that were read before.
-
-    Attributes:
-        hidden: (B, A, H) what enters the first critical layer.
-        position: (B, A) place of each in its text.
-        caches: Per layer from there on, keys and values of the context.
-        masks: Attention masks of the tail, as the model takes them.
-        slots: The decision tokens of the tail.
-        predictions: What the tail predicts.
-        counting: (N,) flat numbers of the tail's tokens that are no padding.
-        fixed: What the experts of the first critical site gave; filled by the first pass.
-        attended: What the attention of the first critical layer gave; likewise.
-    """
-
-    hidden: Tensor
-    position: Tensor
-    caches: tuple[tuple[Tensor, Tensor], ...]
-    masks: Any
-    slots: Slots
-    predictions: Predictions
-    counting: Tensor
-    fixed: Fixed
-    attended: Attended
-
-
-class _Context(DynamicLayer):  # type: ignore[no-untyped-call]
-    """Keys and values of a context, which a pass reads and does not extend."""
-
-    def __init__(self, beside: Beside, *, split: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.keys, self.values, self.is_initialized = beside.keys, beside.values, True
-        self._beside, self._split = beside, split
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Both parts together; or the tail, with a mark that says which context it has."""
-        if self._split:
-            self._beside.mark(key_states)
-            return key_states, value_states
-        keys, values = self._beside.keys, self._beside.values
-        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+from expertmix.errors import ConfigError
 
 
 class Suffix:
@@ -158,7 +114,7 @@ class Suffix:
         """One plain pass over all of them."""
         tree = plant(questions, self.decisions).to(self._device(self.lm))
         cache, entered = DynamicCache(), list[Tensor]()
-        predictions = _predictions(tree, tree.context)
+        predictions = predictions_of(tree, tree.context)
         self._rest()
         self._sparing.counting = tree.real.flatten().nonzero().flatten()
         hook = entering(self._entry, entered)
@@ -221,10 +177,7 @@ class Suffix:
                 f"decision tokens than {self.decisions}: read the questions again"
             )
         caches = tuple(
-            (
-                _left([state[f"keys.{number}"] for state in states], tree.context).to(device),
-                _left([state[f"values.{number}"] for state in states], tree.context).to(device),
-            )
+            contexts(states, number, tree.context, device)
             for number in range(self.first, len(self.stack.layers))
         )
         return SuffixBatch(
@@ -233,7 +186,7 @@ class Suffix:
             caches,
             self._masks(tree, slice(tree.context, None)),
             tree.slots(self.decisions, self.scored),
-            _predictions(tree, 0),
+            predictions_of(tree, 0),
             tree.real[:, tree.context :].flatten().nonzero().flatten(),
             Fixed(),
             Attended(),
@@ -283,14 +236,7 @@ class Suffix:
         return self._run(batch)
 
     def _run(self, batch: SuffixBatch) -> Any:
-        cache = DynamicCache()
-        unread: Any = DynamicLayer
-        cache.layers = [unread() for _ in range(self.first)]
-        kept = [batch.attended, *[None] * (len(batch.caches) - 1)]
-        cache.layers += [
-            _Context(Beside(*pair, attended), split=self.split)
-            for pair, attended in zip(batch.caches, kept, strict=True)
-        ]
+        cache = batch.cache(self.first, split=self.split)
         self._sparing.counting = batch.counting
         self.tap.begin(batch.position, batch.position)
         hook = enter(self._entry, batch.hidden)
@@ -316,44 +262,10 @@ class Suffix:
         return next(module.parameters()).device
 
 
-def gates_of(blocks: Sequence[Block]) -> tuple[Tensor, ...]:
-    """The weight matrices of their routers.
-
-    Raises:
-        UnsupportedModelError: A router has none.
-    """
-    found: list[Tensor] = []
-    for block in blocks:
-        own = [] if block.router is None else list(block.router.parameters())
-        matrices = [one for one in own if one.dim() == 2 and one.is_floating_point()]
-        if not matrices:
-            raise UnsupportedModelError(
-                f"{block.info.site} has no router with a weight matrix that could be trained"
-            )
-        found += matrices
-    return tuple(found)
-
-
 def _with(one: Question, option: int) -> Question:
     return Question(one.prompt, (one.options[option],))
-
-
-def _predictions(tree: Tree, before: int) -> Predictions:
-    """Of the tail, in a pass that has `before` columns in front of it."""
-    rows = torch.arange(len(tree.ids), device=tree.ids.device)[:, None, None]
-    source = rows * (before + tree.tail) + before + tree.source
-    return Predictions.of(source, tree.target, tree.predicted)
 
 
 def _kept(values: Tensor) -> Tensor:
     """On its own: no graph, no shared memory, on the CPU."""
     return values.detach().to("cpu", copy=True).contiguous()
-
-
-def _left(parts: Sequence[Tensor], length: int) -> Tensor:
-    """(B, heads, length, d), padded on the left."""
-    heads, _, width = parts[0].shape
-    joined = parts[0].new_zeros(len(parts), heads, length, width)
-    for row, one in enumerate(parts):
-        joined[row, :, length - one.shape[1] :] = one
-    return joined

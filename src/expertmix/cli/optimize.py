@@ -73,6 +73,10 @@ _Layers = Annotated[
 _Decisions = Annotated[
     int, typer.Option(help="Tokens of the prompt's end whose routing is changed.", min=1)
 ]
+_Scored = Annotated[
+    bool,
+    typer.Option("--scored", help="Change the routing of the options' tokens too."),
+]
 _K = Annotated[int, typer.Option("--k", help="Neighbors of a question.", min=0)]
 _Neighbors = Annotated[
     list[str] | None,
@@ -111,7 +115,12 @@ _Out = Annotated[
     Path | None, typer.Option(help="Results folder; its files are replaced.", show_default=False)
 ]
 _Interventions = Annotated[
-    bool, typer.Option("--interventions", help="Write each method's routing as interventions.")
+    bool,
+    typer.Option(
+        "--interventions",
+        help="Write each method's routing as interventions on a batch of all prompts, in the order "
+        "of the task.",
+    ),
 ]
 _Report = Annotated[bool, typer.Option(help="Write report.html, with --out.")]
 _Restart = Annotated[
@@ -140,6 +149,7 @@ def optimize(
     router: _Router = "pooled",
     layers: _Layers = "last 5",
     decisions: _Decisions = 1,
+    scored: _Scored = False,
     k: _K = 3,
     neighbors: _Neighbors = None,
     gate: _Gate = None,
@@ -183,6 +193,7 @@ def optimize(
         router=router,
         layers=layers,
         decisions=decisions,
+        scored=scored,
         k=k,
         near=tuple(neighbors or ()),
         gate=tuple(gate or ()),
@@ -255,7 +266,9 @@ def _show_result(screen: Screen, done: OptimizeResult) -> None:
     )
     if not found["exact_suffix"]:
         screen.show("the exact suffix does not fit this model: every step was a full pass")
-    screen.show(*(data_table(table) for table in done.tables), *done.said)
+    for table in done.tables:
+        screen.show(data_table(table), table.note)
+    screen.show(*done.said)
     if done.folder is not None:
         for name in found["files"]:
             screen.show(f"wrote {done.folder / name}")

@@ -99,6 +99,10 @@ class Pathways(Protocol):
         """Whether the options' tokens are decision tokens too."""
 
     @property
+    def shift(self) -> bool:
+        """Whether pathways of mode `add` may come."""
+
+    @property
     def exact(self) -> bool:
         """Whether only what a pathway can change is computed again."""
 

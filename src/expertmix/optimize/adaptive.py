@@ -7,7 +7,7 @@ Legend: B samples, D decision tokens, L sites, E experts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -76,7 +76,7 @@ class Adaptive:
         free = chosen_BL[:, None, :, None]
         found = self.descent.descend_on(surrogate, problem, progress, free)
         notes = {**found.notes, "attribution": shares_BL, "adapted": chosen_BL}
-        return Solution(found.values, found.mode, found.changed, found.losses, notes)
+        return replace(found, notes=notes)
 
     def choose(self, shares_BL: Tensor) -> Tensor:
         """(B, L) bool: sites that may move, of their shares."""

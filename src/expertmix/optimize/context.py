@@ -19,6 +19,8 @@ from expertmix.optimize.probes import Probe
 from expertmix.optimize.problem import Problem, Solution
 from expertmix.optimize.samples import Sample
 
+TOO_SHORT = "the prompt is too short to be split"
+
 
 @dataclass(frozen=True)
 class ContextLoss:
@@ -75,7 +77,10 @@ class ContextLoss:
         """See `Method`. A prompt that is too short to be split keeps the base's routing."""
         descent = replace(self.descent, parameter="add")
         probes = list(self._probes(problem))
-        return descent.descend_on(descent.surrogate(problem, probes), problem, progress)
+        found = descent.descend_on(descent.surrogate(problem, probes), problem, progress)
+        asked = {probe.owner for probe in probes}
+        reasons = ["" if row in asked else TOO_SHORT for row in range(len(problem.samples))]
+        return replace(found, reasons=reasons)
 
     def questions(self, prompt: tuple[int, ...], *, scored: bool) -> list[Question]:
         """What a prompt is asked about itself.

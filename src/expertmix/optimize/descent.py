@@ -61,10 +61,9 @@ class NGD:
 
     The paper has λ from 1e-2 to 1e-5 on a cosine, and does not say for which parametrization. On
     logits plain gradient descent at these rates moves nothing that can be seen: the gradient of an
-    answer's loss in a routing logit is small. Adam at 0.3, which moves each logit by up to about
-    0.3 a step, changes routing within ten steps; it is the default until measurements say better.
-    Adam is blind to the size of a gradient, so it moves as far where nothing matters: `trust`
-    bounds that.
+    answer's loss in a routing logit is small. Adam moves each logit by up to about λ a step; of
+    0.3, 1 and 2, 1 was best on development data (docs/papers/c3po.md). Adam is blind to the size of
+    a gradient, so it moves as far where nothing matters: `trust` bounds that.
 
     Attributes:
         steps: T; 0 leaves the base alone.
@@ -92,8 +91,8 @@ class NGD:
     needs_labels: ClassVar[bool] = False
 
     steps: int = 10
-    lr: float = 0.3
-    final_lr: float = 3e-4
+    lr: float = 1.0
+    final_lr: float = 1e-3
     optimizer: Optimizer = "adam"
     core: int | None = 20
     objective: Objective = "answer"
@@ -173,7 +172,8 @@ class NGD:
         trail = self.trail(surrogate, problem, progress, free)
         last = torch.full((len(problem.start),), len(trail.values) - 1)
         best = trail.losses.nan_to_num(nan=torch.inf).argmin(0).cpu()
-        return settle(trail, best if self.keep == "best" else last, problem, self.parameter)
+        step = best if self.keep == "best" else last
+        return settle(trail, step, problem, self.parameter, self.core)
 
     def trail(
         self, landscape: Landscape, problem: Problem, progress: Progress = quiet,
@@ -230,8 +230,10 @@ def begin(start_BDLE: Tensor, core: int | None, mode: Mode) -> tuple[Tensor, Ten
     return start_BDLE.where(inside, float("-inf")), inside
 
 
-def settle(trail: Trail, step_B: Tensor, problem: Problem, mode: Mode) -> Solution:
-    """The solution at one step of each sample.
+def settle(
+    trail: Trail, step_B: Tensor, problem: Problem, mode: Mode, core: int | None
+) -> Solution:
+    """The solution at one step of each sample, with so many core experts.
 
     A sample without probes, or whose loss is not a number there, keeps the base's routing.
     """
@@ -247,7 +249,7 @@ def settle(trail: Trail, step_B: Tensor, problem: Problem, mode: Mode) -> Soluti
         "kl": divergence(values, problem.start, mode),
         "diverged": diverged,
     }
-    return Solution(values, mode, changed, trail.losses, notes)
+    return Solution(values, mode, changed, trail.losses, core, notes=notes)
 
 
 def hard_width(pathways: Pathways) -> int:

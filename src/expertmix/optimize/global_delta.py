@@ -17,7 +17,7 @@ from expertmix.core.pathway import Mode
 from expertmix.core.progress import Progress, quiet
 from expertmix.errors import ConfigError
 from expertmix.optimize.descent import NGD, Trail, settle
-from expertmix.optimize.memo import Memo
+from expertmix.optimize.memo import Memo, source_of
 from expertmix.optimize.probes import neighbor_probes
 from expertmix.optimize.problem import Problem, Solution
 
@@ -67,14 +67,14 @@ class GlobalDelta:
 
     def solve(self, problem: Problem, progress: Progress = quiet) -> Solution:
         """See `Method`: every sample gets the same shift."""
-        sources = (problem.pathways, problem.reference)
-        values, losses = self.memo.get(sources, lambda: self._learn(problem, progress))
+        values, losses = self.memo.get(source_of(problem), lambda: self._learn(problem, progress))
         B = len(problem.start)
         trail = Trail(
             [torch.zeros_like(problem.start[:, :1]), values.expand(B, *values.shape[1:]).clone()],
             losses.expand(2, B), losses.new_zeros(2, B, 0),
         )  # fmt: skip
-        return settle(trail, torch.ones(B, dtype=torch.int64), problem, "add")
+        step = torch.ones(B, dtype=torch.int64)
+        return settle(trail, step, problem, "add", self.descent.core)
 
     def _learn(self, problem: Problem, progress: Progress) -> tuple[Tensor, ...]:
         """(1, 1, L, E) the shift, and (2, 1) the loss before and after."""

@@ -61,14 +61,15 @@ class Item:
         self.mode = solution.mode
         values = solution.values[row].detach()
         lonely = self.neighbors is None or not bool(self.neighbors.present.any())
+        known = solution.reasons[row] if solution.reasons else ""
         finite = torch.ones(1) if self.losses is None else self.losses.isfinite()
         if bool(solution.changed[row]):
             if usable(values) and bool(finite.any()):
                 self.values = values
             else:
                 self.reason = NOT_FINITE
-        elif lonely:
-            self.reason = NO_NEIGHBORS
+        elif known or lonely:
+            self.reason = known or NO_NEIGHBORS
         else:
             self.reason = UNCHANGED if bool(finite.all()) else NOT_FINITE
 

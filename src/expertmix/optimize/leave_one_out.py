@@ -69,13 +69,13 @@ class LeaveOneOut:
         step_B = step_RB.gather(0, rate_B[None])[0]
         step_B = torch.where(least_RB.amin(0).isfinite(), step_B, 0)
         mine = _of_each([trail for trail, _ in runs], rate_B)
-        solution = settle(mine, step_B, problem, self.mode)
+        solution = settle(mine, step_B, problem, self.mode, self.descent.core)
         notes = {
             **solution.notes,
             "rate": torch.tensor(self.rates)[rate_B],
             "held_out": held_RTB[rate_B, :, torch.arange(len(rate_B))],
         }
-        return Solution(solution.values, self.mode, solution.changed, solution.losses, notes)
+        return replace(solution, notes=notes)
 
     def _run(self, problem: Problem, rate: float, progress: Progress) -> tuple[Trail, Tensor]:
         """The descent on all neighbors, and (T + 1, B) held-out losses."""

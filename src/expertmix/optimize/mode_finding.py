@@ -8,7 +8,7 @@ X = D · L · E.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -18,10 +18,10 @@ from expertmix.core.pathway import Mode
 from expertmix.core.progress import Progress, quiet
 from expertmix.errors import ConfigError
 from expertmix.optimize.aggregate import Aggregate
+from expertmix.optimize.item import NO_NEIGHBORS
 from expertmix.optimize.probes import neighbor_probes
 from expertmix.optimize.problem import Problem, Solution
 from expertmix.optimize.regression import Search
-from expertmix.optimize.search import Index
 from expertmix.optimize.surrogate import Objective
 
 _PAIRED = 256  # references whose distances give the bandwidth
@@ -35,7 +35,7 @@ class ModeFinding:
     pathways of the sample and of the references as distributions over experts, all sites side by
     side. Neighbors and kernel live in ω-space, so the surrogate that chooses α asks the `k` nearest
     there. The paper's neighborhood of the shift is not stated; here it is the whole reference set
-    (`among` narrows it).
+    (`among` narrows it), less what the problem's neighbors leave out as near-duplicates.
 
     Attributes:
         alpha: See `Search`.
@@ -45,8 +45,6 @@ class ModeFinding:
             (of the first 256, if there are more).
         k: Neighbors in ω-space whose losses choose α.
         among: The shift sees the nearest so many; None for all.
-        max_similarity: References whose embedding is nearer to the sample's than this cosine are
-            left out, as near-duplicates of the test.
         objective: See `Search`, as for the next five.
         temperature: Of the objective `choice`.
         aggregate: Of the neighbors' losses.
@@ -66,7 +64,6 @@ class ModeFinding:
     bandwidth: float | None = None
     k: int = 3
     among: int | None = None
-    max_similarity: float = 0.95
     objective: Objective = "answer"
     temperature: float = 1.0
     aggregate: Aggregate = "mean"
@@ -105,11 +102,12 @@ class ModeFinding:
         """See `Method`; notes as of kernel regression."""
         start_BX = problem.start.softmax(-1).flatten(1)
         own_NX = problem.reference.start.to(problem.start).softmax(-1).flatten(1)
-        allowed_BN = self._allowed(problem)
+        repeats_BN = problem.finder.repeats(problem.neighbors.query, problem.samples)
+        allowed_BN = ~repeats_BN.to(start_BX.device)
         h = self.bandwidth or median_distance(own_NX)
         if not len(own_NX) or not self.steps or not h:
             nobody = torch.zeros(len(start_BX), dtype=torch.bool, device=start_BX.device)
-            return self.search.move(problem, problem.start.softmax(-1), nobody, [])
+            return Solution(problem.start, "set", nobody, reasons=_reasons(allowed_BN))
         target_BX = start_BX
         for step in range(self.steps):
             target_BX = self.shift(target_BX, own_NX, allowed_BN, h)
@@ -118,10 +116,11 @@ class ModeFinding:
         near_Bk, found_Bk = squared_BN.topk(min(self.k, len(own_NX)), dim=1, largest=False)
         weights_Bk = torch.softmax(-near_Bk / (2 * h * h), 1).nan_to_num(nan=0.0)
         found_Bk = found_Bk.masked_fill(near_Bk.isinf(), -1)
-        return self.search.move(
+        found = self.search.move(
             problem, target_BX.view_as(problem.start), allowed_BN.any(1),
             neighbor_probes(problem.reference, found_Bk, weights_Bk),
         )  # fmt: skip
+        return replace(found, reasons=_reasons(allowed_BN))
 
     def shift(self, at_BX: Tensor, own_NX: Tensor, allowed_BN: Tensor, h: float) -> Tensor:
         """(B, X) one step of the mean shift; a sample that may see nobody stays."""
@@ -134,13 +133,9 @@ class ModeFinding:
             allowed_BN.any(1)[:, None], shares_BN.nan_to_num(nan=0.0) @ own_NX, at_BX
         )
 
-    def _allowed(self, problem: Problem) -> Tensor:
-        """(B, N) bool: references that are no near-duplicates of the sample."""
-        if not len(problem.reference.samples):
-            return torch.zeros(len(problem.start), 0, dtype=torch.bool, device=problem.start.device)
-        index = Index(problem.reference.embeddings)  # plain cosines of hidden states are all near 1
-        near = index.similarities(problem.neighbors.query) > self.max_similarity
-        return ~near.to(problem.start.device)
+
+def _reasons(allowed_BN: Tensor) -> list[str]:
+    return ["" if known else NO_NEIGHBORS for known in allowed_BN.any(1).tolist()]
 
 
 def median_distance(own_NX: Tensor) -> float:

@@ -1,9 +1,9 @@
 """Neighbors: the references that are most like a sample, and how much each of them counts.
 
 Hidden states of a language model share a large common part, so plain cosines between them are all
-near 1; and one or two dimensions with huge values may hold nearly all of their variance (in
-SmolLM2's means over a prompt one dimension holds 97 %, and says how long the prompt is). So by
-default each dimension is standardized over the references first. References that repeat the sample
+near 1; and a single dimension may hold nearly all of their variance (measured: 96.5 % of that of
+the default LM's mean embeddings of 1000 openbook_qa prompts). So by default each dimension is
+standardized over the references first. References that repeat the sample
 are left out: see `similar`.
 
 Knows embeddings and texts; no model.
@@ -169,6 +169,18 @@ class Finder:
             if settings.ngram is None
             else Duplicates(reference.samples, settings.ngram, settings.max_overlap)
         )
+
+    def repeats(self, embeddings_BH: Tensor, samples: Sequence[Sample]) -> Tensor:
+        """(B, N) bool: the references that are left out as near-duplicates of samples."""
+        found_BN = torch.zeros(len(samples), len(self.reference), dtype=torch.bool)
+        if not len(self.reference):
+            return found_BN
+        if self.settings.max_similarity is not None:
+            found_BN |= self.index.similarities(embeddings_BH) > self.settings.max_similarity
+        if self._duplicates is not None:
+            for row, sample in enumerate(samples):
+                found_BN[row, self._duplicates.all_of(sample)] = True
+        return found_BN
 
     def find(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -57,10 +57,12 @@ class Oracle:
 
 @dataclass(frozen=True)
 class WrongOracle:
-    """Descent on a wrong option of the sample, drawn by its tokens and a seed.
+    """Descent on a wrong option of the sample, drawn by its item (see `Sample`) and a seed.
 
-    A sample draws the same option alone and in any batch. One of a single option has no wrong one,
-    and keeps the base's routing. The option that was pushed is noted as `target`, -1 for none.
+    What is drawn is how many places behind the right option it stands, round the end. So a sample
+    draws the same alone and in any batch, and in every cyclic order of an item's options the same
+    option is pushed. A sample of a single option has no wrong one, and keeps the base's routing.
+    The option that was pushed is noted as `target`, -1 for none.
 
     Attributes:
         descent: How; its aggregate has nothing to do.
@@ -97,11 +99,13 @@ class WrongOracle:
         Raises:
             ConfigError: The sample has no right option.
         """
-        wrong = [one for one in range(len(sample.question.options)) if one != _gold(sample)]
-        if not wrong:
+        gold, count = _gold(sample), len(sample.question.options)
+        if count == 1:
             return None
-        drawn = hashlib.sha256(f"{self.seed} {sample.question}".encode()).digest()
-        return wrong[int.from_bytes(drawn[:8], "big") % len(wrong)]
+        item = sample.item or str(sample.question)
+        drawn = hashlib.sha256(f"{self.seed} {item}".encode()).digest()
+        behind = 1 + int.from_bytes(drawn[:8], "big") % (count - 1)
+        return (gold + behind) % count
 
 
 def _gold(sample: Sample) -> int:
@@ -119,6 +123,5 @@ def _toward(
     surrogate = descent.surrogate(problem, label_probes(problem, targets))
     found = descent.descend_on(surrogate, problem, progress)
     aimed = torch.tensor([-1 if target is None else target for target in targets])
-    return Solution(
-        found.values, found.mode, found.changed, found.losses, {**found.notes, "target": aimed}
-    )
+    reasons = ["no option to push" if target is None else "" for target in targets]
+    return replace(found, reasons=reasons, notes={**found.notes, "target": aimed})

@@ -16,7 +16,7 @@ from expertmix.core.progress import Progress, quiet
 from expertmix.optimize.samples import Sample
 
 if TYPE_CHECKING:
-    from expertmix.optimize.neighbors import Neighborhood
+    from expertmix.optimize.neighbors import Finder, Neighborhood
     from expertmix.optimize.reference import ReferenceSet
 
 
@@ -32,7 +32,7 @@ class Problem:
             chose, and their softmax is proportional to their weights.
         mass: (B, D, L) sum of the base's weights.
         neighbors: Who is similar: numbers of references and kernel weights, per sample.
-        reference: The reference set that these numbers count in.
+        finder: Found them; what it leaves out as near-duplicates, every method leaves out.
     """
 
     pathways: Pathways
@@ -41,7 +41,12 @@ class Problem:
     start: Tensor
     mass: Tensor
     neighbors: Neighborhood
-    reference: ReferenceSet
+    finder: Finder
+
+    @property
+    def reference(self) -> ReferenceSet:
+        """The reference set that the neighbors' numbers count in."""
+        return self.finder.reference
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -53,6 +58,10 @@ class Solution:
         mode: `set` or `add`.
         changed: (B,) bool: False where the method left the base's routing alone.
         losses: (steps + 1, B) surrogate before the first step and after each, where it has one.
+        core: Experts that a decision token calls in dense scores, as while it was optimized; None
+            for all that the values leave in.
+        reasons: Per sample why it was left alone, where the method knows, else an empty text; may
+            be left out.
         notes: More per sample, by name, such as the α of kernel regression: (B,) or (B, …).
     """
 
@@ -60,6 +69,8 @@ class Solution:
     mode: Mode
     changed: Tensor
     losses: Tensor | None = None
+    core: int | None = None
+    reasons: Sequence[str] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -57,6 +59,14 @@ class ReferenceSet:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that a method can learn from: sets with the same one hold the same."""
+        hashed = sha256(repr([self.meta, *self.samples]).encode())
+        for values in (self.embeddings, self.start, self.mass):
+            hashed.update(values.contiguous().numpy().tobytes())
+        return hashed.hexdigest()
 
     @property
     def bytes_per_sample(self) -> float:

@@ -117,13 +117,15 @@ def sample_to_dict(sample: Sample) -> dict[str, Any]:
         "prompt": list(sample.question.prompt),
         "options": [list(option) for option in sample.question.options],
         "gold": sample.gold, "units": list(sample.units), "name": sample.name, "text": sample.text,
+        "item": sample.item,
     }  # fmt: skip
 
 
 def sample_from_dict(data: Mapping[str, Any]) -> Sample:
     """Read what `sample_to_dict` made."""
     question = Question(tuple(data["prompt"]), tuple(tuple(option) for option in data["options"]))
-    return Sample(question, data["gold"], tuple(data["units"]), data["name"], data["text"])
+    units = tuple(data["units"])
+    return Sample(question, data["gold"], units, data["name"], data["text"], data["item"])
 
 
 def _place(info: SiteInfo) -> str:

@@ -7,7 +7,7 @@ Legend: B samples, k neighbors, D decision tokens, L sites, E experts, G values 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -93,7 +93,7 @@ class Search:
         found = self._at(problem, base_BDLE, target_BDLE, alphas_G[best_B], known_B)
         losses = torch.stack([curve_GB[0], curve_GB.gather(0, best_B[None])[0]])
         notes = {**found.notes, "curve": curve_GB.T}
-        return Solution(found.values, "set", found.changed, losses, notes)
+        return replace(found, losses=losses, notes=notes)
 
     def _at(
         self, problem: Problem, base: Tensor, target: Tensor, alpha_B: Tensor, known_B: Tensor
@@ -103,7 +103,7 @@ class Search:
         shaped = alpha_B.view(-1, 1, 1, 1)
         moved = mixed(base, target, shaped)
         values = torch.where(changed.view(-1, 1, 1, 1), moved, problem.start)
-        return Solution(values, "set", changed, None, {"alpha": alpha_B})
+        return Solution(values, "set", changed, notes={"alpha": alpha_B})
 
 
 @dataclass(frozen=True)

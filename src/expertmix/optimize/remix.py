@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from expertmix.core.intervention import InOrder
-from expertmix.core.pathway import Mode, Pathway, Pathways
+from expertmix.core.pathway import Pathway, Pathways
 from expertmix.core.progress import Progress, quiet
 from expertmix.core.site import SiteInfo
 from expertmix.errors import ConfigError
@@ -25,7 +25,7 @@ from expertmix.optimize.gate import NO_GATE, Gate, Keeper
 from expertmix.optimize.item import Clock, Item
 from expertmix.optimize.neighbors import NEAREST, Finder, Neighbors
 from expertmix.optimize.outcome import Outcome
-from expertmix.optimize.problem import Method, Problem
+from expertmix.optimize.problem import Method, Problem, Solution
 from expertmix.optimize.reference import ReferenceSet
 from expertmix.optimize.replayed import intervention
 from expertmix.optimize.samples import Sample, scores
@@ -144,13 +144,19 @@ def outcomes(
 
     Raises:
         FingerprintError: A reference set of another model.
-        ConfigError: Of other critical sites or decision tokens; embeddings that do not fit.
+        ConfigError: Of other critical sites or decision tokens; embeddings that do not fit; a
+            method that shifts logits, with pathways that were not opened for shifts.
         MissingDependencyError: An embedding or a backend that is not installed.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}: it must be at least 1")
     if embeddings is not None and len(embeddings) != len(samples):
         raise ConfigError(f"{len(embeddings)} embeddings for {len(samples)} samples")
+    if method.mode == "add" and not pathways.shift:
+        raise ConfigError(
+            f"the method {method.name} shifts the router's own logits: open the pathways with "
+            f"shift=True"
+        )
     return _Run(
         pathways, samples, reference.bound(pathways), method, neighbors, gate, embeddings
     ).outcomes(batch_size, progress)
@@ -216,13 +222,13 @@ class _Run:
             chosen = [batch[row] for row in kept]
             problem = Problem(
                 self.pathways, [item.sample for item in chosen], [item.reading for item in chosen],
-                values[kept], mass[kept], picked, self.reference,
+                values[kept], mass[kept], picked, self.finder,
             )  # fmt: skip
             solution = self.method.solve(problem)
         for row, item in enumerate(chosen):
             item.take(solution, row)
         with clock("evaluate"):
-            self._evaluate([item for item in chosen if item.values is not None], solution.mode)
+            self._evaluate([item for item in chosen if item.values is not None], solution)
 
     def _embed(self, batch: Sequence[Item]) -> Tensor:
         if self.embeddings is not None:
@@ -231,7 +237,7 @@ class _Run:
             [item.reading for item in batch], [item.sample for item in batch]
         )
 
-    def _evaluate(self, batch: Sequence[Item], mode: Mode) -> None:
+    def _evaluate(self, batch: Sequence[Item], solution: Solution) -> None:
         """Score what was found; what has no finite scores keeps the base's routing."""
         if not batch:
             return
@@ -241,13 +247,13 @@ class _Run:
         values = torch.stack([item.found for item in batch])
         mass = torch.stack([item.mass for item in batch if item.mass is not None])
         values = values.expand(-1, mass.shape[1], -1, -1)
-        core = int(values.isfinite().sum(-1).max())
+        core = min(solution.core or values.shape[-1], int(values.isfinite().sum(-1).max()))
         hard = max(info.top_k for info in self.pathways.sites)
         samples = [item.sample for item in batch]
         with torch.no_grad():
             dense_BO, hard_BO = (
                 scores(
-                    self.pathways.score(made, Pathway(values, mass, width, mode)),
+                    self.pathways.score(made, Pathway(values, mass, width, solution.mode)),
                     samples,
                 ).cpu()
                 for width in (max(core, hard), hard)

@@ -20,7 +20,7 @@ from torch.nn import functional
 from expertmix.core.pathway import Mode, Pathway, TunableRouters
 from expertmix.core.progress import Progress, quiet
 from expertmix.errors import ConfigError, UnsupportedModelError
-from expertmix.optimize.memo import Memo
+from expertmix.optimize.memo import Memo, source_of
 from expertmix.optimize.probes import Probe, neighbor_probes
 from expertmix.optimize.problem import Problem, Solution
 from expertmix.optimize.schedule import Mover, cosine
@@ -33,8 +33,9 @@ class RouterTuning:
     """RoMA (arXiv 2511.07419): min_W meanᵢ ℓ(xᵢ, yᵢ) + λ meanᵢ Σⱼ Wᵢⱼ ‖rᵢ − rⱼ‖².
 
     rᵢ is the pathway of reference i as distributions over experts, all sites side by side; j are
-    its `k` nearest references by the cosine of centered embeddings, and Wᵢⱼ that cosine, negative
-    ones 0, with a sum of 1 over j. All references succeeded, so neighbors are successful ones.
+    its `k` most similar references (as the search for neighbors measures it), and Wᵢⱼ that
+    similarity, negative ones 0, with a sum of 1 over j. All references succeeded, so neighbors are
+    successful ones.
 
     The trained routers decide at the decision tokens, as everywhere in C3PO; the context keeps the
     base's. So it is exact with cached contexts, and a sample's solution is the pathway that the
@@ -114,7 +115,7 @@ class RouterTuning:
                 "them; use another method, such as global_delta"
             )
         weights = self.memo.get(
-            (pathways, problem.reference), lambda: self._learn(problem, pathways, progress)
+            source_of(problem), lambda: self._learn(problem, pathways, progress)
         )
         probes = [
             Probe(row, 0, 1.0, sample, reading.state)
@@ -128,7 +129,8 @@ class RouterTuning:
         changed = (before != after).flatten(1).any(1)
         moved = follow(problem.start, before.to(problem.start), after.to(problem.start))
         values = torch.where(changed.view(-1, 1, 1, 1), moved, problem.start)
-        return Solution(values, "set", changed, None, {"kl": divergence(values, problem.start)})
+        notes = {"kl": divergence(values, problem.start)}
+        return Solution(values, "set", changed, notes=notes)
 
     def _learn(
         self, problem: Problem, pathways: TunableRouters, progress: Progress
@@ -140,7 +142,8 @@ class RouterTuning:
         order = torch.randperm(len(reference.samples), generator=generator)[: self.most]
         if not len(order) or not self.steps:
             return tuned
-        near_Nk, weights_Nk = neighbors_among(reference.embeddings[order], self.k)
+        similarity_NN = problem.finder.index.similarities(reference.embeddings[order])[:, order]
+        near_Nk, weights_Nk = nearest_others(similarity_NN, self.k)
         probes = neighbor_probes(reference, order[:, None], torch.ones(len(order), 1))
         base = self._routed(pathways, probes)
         before = base, reference.start[order].to(base), reference.mass[order].to(base)
@@ -226,15 +229,10 @@ def follow(start_BDLE: Tensor, before_BDLE: Tensor, after_BDLE: Tensor) -> Tenso
     return start_BDLE + torch.where(spreads[0] <= spreads[1] + 1e-5, moves[0], moves[1])
 
 
-def neighbors_among(embeddings_NH: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(N, k) nearest others of each, and their weights, which sum to 1 or are 0.
-
-    Nearness is the cosine, after the mean of all is taken away; weights are cosines.
-    """
-    centered_NH = embeddings_NH.float() - embeddings_NH.float().mean(0, keepdim=True)
-    unit_NH = functional.normalize(centered_NH, dim=1)
-    similarity_NN = (unit_NH @ unit_NH.T).fill_diagonal_(float("-inf"))
-    best = similarity_NN.topk(min(k, len(unit_NH) - 1), dim=1)
+def nearest_others(similarity_NN: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(N, k) most similar others of each, and their weights: similarities that sum to 1, or 0."""
+    others_NN = similarity_NN.clone().fill_diagonal_(float("-inf"))
+    best = others_NN.topk(min(k, len(others_NN) - 1), dim=1)
     weights_Nk = best.values.clamp(min=0)
     total_N1 = weights_Nk.sum(1, keepdim=True)
     return best.indices, torch.where(total_N1 > 0, weights_Nk / total_N1, 0.0)

@@ -28,6 +28,7 @@ class Sample:
             scores that do not favor short options. Empty: nothing is divided.
         name: Of the sample, in results.
         text: The prompt as text, for reports and the filter of near-duplicates; may be left out.
+        item: What samples share that ask the same in other orders of the options; may be left out.
     """
 
     question: Question
@@ -35,6 +36,7 @@ class Sample:
     units: tuple[float, ...] = ()
     name: str = ""
     text: str | None = None
+    item: str = ""
 
     def __post_init__(self) -> None:
         options = len(self.question.options)

@@ -12,7 +12,7 @@ nobody.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,6 +72,27 @@ class Duplicates:
     def found(self, sample: Sample, index: int) -> bool:
         """Whether a reference is a near-duplicate of a sample."""
         return self.overlap(sample, index) >= self.limit
+
+    def all_of(self, sample: Sample) -> list[int]:
+        """Numbers of all references that are near-duplicates of a sample."""
+        near = {
+            number
+            for words in {True, sample.text is not None}
+            for gram in grams(_units(sample, words), self.size)
+            for number in self._holders.get(gram, ())
+        }
+        return sorted(number for number in near if self.found(sample, number))
+
+    @cached_property
+    def _holders(self) -> dict[Gram, list[int]]:
+        """Which references hold an n-gram, of words or of tokens."""
+        found: dict[Gram, list[int]] = defaultdict(list)
+        for number, one in enumerate(self.references):
+            kinds = [True, False] if one.text is not None else [False]
+            for words in kinds:
+                for gram in grams(_units(one, words), self.size) - self._templates(words):
+                    found[gram].append(number)
+        return found
 
     def _templates(self, words: bool) -> frozenset[Gram]:
         return self._word_templates if words else self._token_templates

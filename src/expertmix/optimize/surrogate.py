@@ -205,7 +205,8 @@ class Surrogate:
         """
         owner_R = torch.tensor([probe.owner for probe in self.probes], dtype=torch.int64)
         slot_R = torch.tensor([probe.slot for probe in self.probes], dtype=torch.int64)
-        rows_R, slopes = self._rows(values.detach(), owner_R, gradient=gradient)
+        with torch.inference_mode(False):  # a caller may be in it
+            rows_R, slopes = self._rows(values.detach(), owner_R, gradient=gradient)
         per_neighbor_Bk = rows_R.new_full(self._shape, float("nan"))
         per_neighbor_Bk[owner_R, slot_R] = rows_R
         weights_Bk = self.weights.to(rows_R.device)
@@ -249,18 +250,18 @@ class Surrogate:
         slopes = values.new_zeros(len(self.probes) if gradient else 0, *values.shape[1:])
         for batch in self._all():
             rows = torch.tensor(batch.rows)
-            mine = values[owner_R[rows]].requires_grad_(gradient)
-            mass = self.mass[owner_R[rows], -mine.shape[1] :]
             with torch.set_grad_enabled(gradient):
+                mine = values[owner_R[rows]].requires_grad_(gradient)
+                mass = self.mass[owner_R[rows], -mine.shape[1] :]
                 logprobs = self.pathways.score(
                     batch.made, Pathway(mine, mass, self.width, self.mode)
                 )
                 found = self.rule.losses(logprobs, batch.samples)
+                if gradient:
+                    (slope,) = torch.autograd.grad(found.sum(), mine)
+                    slopes[rows] = slope.to(slopes)
             losses_R = losses_R.to(found.dtype)
             losses_R[rows] = found.detach().to(losses_R)
-            if gradient:
-                (slope,) = torch.autograd.grad(found.sum(), mine)
-                slopes[rows] = slope.to(slopes)
         return losses_R, slopes
 
     def _all(self) -> Iterator[Batch]:

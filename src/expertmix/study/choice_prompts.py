@@ -186,6 +186,7 @@ class Encoder:
             self._units(texts, options),
             name=item.name if order[0] == 0 else f"{item.name}#{order[0]}",
             text=prompt,
+            item=item.name,
         )
         return Asked(sample, number, order, merged)
 

@@ -39,7 +39,8 @@ from expertmix.study.optimize_plan import OptimizePlan, plan_optimize
 from expertmix.study.optimize_rows import ItemRow, item_rows, write_rows
 from expertmix.study.optimize_runs import Batch, Examples, Runner, Scored
 from expertmix.study.optimize_settings import OptimizeJob
-from expertmix.study.optimize_summary import Line, summary, summary_tables, verdict
+from expertmix.study.optimize_summary import Line, summary
+from expertmix.study.optimize_verdict import summary_tables, verdict
 from expertmix.study.outputs import results, write_json
 
 LEDGER = "unfinished.jsonl"
@@ -68,7 +69,7 @@ class OptimizeResult:
     @property
     def tables(self) -> tuple[Table, ...]:
         """For the terminal."""
-        return summary_tables(self.lines, self.said)
+        return summary_tables(self.lines)
 
 
 def run_optimize(job: OptimizeJob, progress: Progress = quiet) -> OptimizeResult:
@@ -125,7 +126,12 @@ def _opened(plan: OptimizePlan, model: Any, progress: Progress) -> Iterator[Path
     shift = any(one.method is not None and one.method.mode == "add" for one in plan.contestants)
     job = plan.job
     with open_pathways(
-        model, layers=job.where, decisions=job.decisions, shift=shift, progress=progress
+        model,
+        layers=job.where,
+        decisions=job.decisions,
+        scored=job.scored,
+        shift=shift,
+        progress=progress,
     ) as pathways:
         yield pathways
 

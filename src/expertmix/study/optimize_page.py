@@ -22,7 +22,9 @@ from expertmix.study.bootstrap import Estimate
 from expertmix.study.contestants import Contestant
 from expertmix.study.optimize_plan import OptimizePlan
 from expertmix.study.optimize_rows import ItemRow
-from expertmix.study.optimize_summary import Line, unbeaten
+from expertmix.study.optimize_settings import OptimizeJob
+from expertmix.study.optimize_summary import Line
+from expertmix.study.optimize_verdict import unbeaten
 
 
 def optimize_page(
@@ -154,9 +156,7 @@ def _facts(
             f"{words.counted(dropped, 'near-duplicate')} of items left out on looking for neighbors"
         ),
         "Critical layers": f"{job.layers}: {words.listed([str(i.site) for i in plan.sites], 12)}",
-        "Decision tokens": "the last one of the prompt"
-        if job.decisions == 1
-        else f"the last {job.decisions} of the prompt",
+        "Decision tokens": _decisions(job),
         "Neighbors": _pairs(content["neighbors"]),
         "Gate": _pairs(content["gate"]) or "none: all items are adapted",
         "Read again": "only the suffix that routing can change"
@@ -167,6 +167,11 @@ def _facts(
         "Machine": _pairs(content["machine"]),
         "Versions": _pairs(content["versions"]),
     }
+
+
+def _decisions(job: OptimizeJob) -> str:
+    last = "the last one" if job.decisions == 1 else f"the last {job.decisions}"
+    return f"{last} of the prompt" + (", and all of the options" if job.scored else "")
 
 
 def _dropped(rows: Sequence[ItemRow], method: str) -> int:

@@ -93,6 +93,7 @@ class OptimizePlan:
             "sites": figures.site_list(self.sites),
             "layers": job.layers,
             "decisions": job.decisions,
+            "scored": job.scored,
             "task": job.task,
             "items": len(self.task.items),
             "asked": len(self.task.asked),
@@ -128,7 +129,15 @@ class OptimizePlan:
             "routings": [one.line for one in self.contestants],
             **{
                 name: getattr(job, name)
-                for name in ("layers", "decisions", "batch_size", "seed", "dtype", "interventions")
+                for name in (
+                    "layers",
+                    "decisions",
+                    "scored",
+                    "batch_size",
+                    "seed",
+                    "dtype",
+                    "interventions",
+                )
             },
             "neighbors": asdict(job.neighbors),
             "gate": asdict(job.keeping),

@@ -48,7 +48,7 @@ class ItemRow:
         refused: Why it was left alone, where it was: one reason per order, empty if changed.
         notes: More by name, such as α: a value per order.
         seconds: Its share of the time of its batches, the base's pass included, in all orders.
-        stages: That time by stage, where it is known.
+        stages: That time by stage; `read` is the plain pass, which is in all of them.
         dropped: Per order, near-duplicates among the references that were left out.
         moved: Per order, how the pathway moved, see `optimize_moves.moved`.
     """

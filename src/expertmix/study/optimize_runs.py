@@ -7,13 +7,13 @@ batches that it would have made. Knows an open model and a reference set; writes
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from expertmix.core.pathway import Pathways, Reading
 from expertmix.optimize.gate import Gate
+from expertmix.optimize.item import Clock
 from expertmix.optimize.neighbors import Finder, Neighborhood, Neighbors
 from expertmix.optimize.outcome import Outcome, plain
 from expertmix.optimize.reference import ReferenceSet
@@ -24,6 +24,7 @@ from expertmix.study.choice_prompts import Asked
 from expertmix.study.contestants import Contestant
 from expertmix.study.controls import vote, with_examples
 from expertmix.study.optimize_moves import moved
+from expertmix.study.remembered import BUDGET, remembering
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class Scored:
         refused: Why not, where a reason is known.
         notes: More by name.
         seconds: Its share of the time of its batch.
-        stages: That time by stage, where it is known.
+        stages: That time by stage; `read` is the plain pass, which is in all of them.
         dropped: Near-duplicates among the references that were left out.
         moved: How its pathway moved, see `optimize_moves.moved`; None where it did not.
     """
@@ -126,6 +127,8 @@ class Runner:
         examples: How solved questions are put in front of one.
         batch_size: Questions per batch.
         edits: Whether interventions are wanted.
+        memory: Bytes of readings that are remembered, so that a question is read once and not once
+            per contestant; all the same each contestant's time holds that reading's.
     """
 
     def __init__(
@@ -139,8 +142,10 @@ class Runner:
         examples: Examples,
         batch_size: int = 16,
         edits: bool = False,
+        memory: int = BUDGET,
     ) -> None:
-        self.pathways, self.reference, self.asked = pathways, reference, asked
+        self.pathways = remembering(pathways, [one.sample.question for one in asked], memory)
+        self.reference, self.asked = reference, asked
         self.neighbors, self.gate, self.examples = neighbors, gate, examples
         self.batch_size, self.edits = batch_size, edits
         self._finder: Finder | None = None
@@ -152,14 +157,7 @@ class Runner:
             return
         order = sorted(left, key=self._length)
         for start in range(0, len(order), self.batch_size):
-            numbers = order[start : start + self.batch_size]
-            begin = time.perf_counter()
-            found = self._unrouted(contestant, numbers)
-            seconds = (time.perf_counter() - begin) / len(numbers)
-            stages = {} if contestant.twist else {"read": seconds}
-            yield Batch(
-                [Scored(number=n, seconds=seconds, stages=stages, **one) for n, one in found]
-            )
+            yield Batch(self._unrouted(contestant, order[start : start + self.batch_size]))
 
     def _length(self, number: int) -> tuple[int, int]:
         question = self.asked[number].sample.question
@@ -204,28 +202,34 @@ class Runner:
     def _scored(self, outcome: Outcome, number: int) -> Scored:
         dense = outcome.dense.tolist() if outcome.changed else []
         losses = [] if outcome.losses is None else outcome.losses.tolist()
-        near = outcome.neighbors
+        near, stages = outcome.neighbors, self._stages(outcome.sample, outcome.seconds)
         return Scored(
             number=number, base=outcome.base.tolist(), scores=outcome.hard.tolist(), dense=dense,
             losses=losses, changed=outcome.changed, refused=outcome.reason,
-            notes=plain(dict(outcome.notes)), seconds=sum(outcome.seconds.values()),
-            stages=dict(outcome.seconds), moved=moved(outcome, self._width),
+            notes=plain(dict(outcome.notes)), seconds=sum(stages.values()), stages=stages,
+            moved=moved(outcome, self._width),
             **({} if near is None else self._named(near, 0)),
         )  # fmt: skip
 
-    def _unrouted(
-        self, contestant: Contestant, numbers: Sequence[int]
-    ) -> list[tuple[int, dict[str, Any]]]:
+    def _stages(self, sample: Sample, seconds: Mapping[str, float]) -> dict[str, float]:
+        """A remembered reading costs what it cost."""
+        return {**seconds, "read": self.pathways.seconds(sample.question)}
+
+    def _unrouted(self, contestant: Contestant, numbers: Sequence[int]) -> list[Scored]:
         """The base, or a control that changes no routing."""
         samples = [self.asked[number].sample for number in numbers]
         readings, base = self._read(samples)
-        if not contestant.twist:
-            found = [{"base": one, "scores": one} for one in base]
-        elif contestant.twist == "neighbor vote":
-            found = self._voted(samples, readings, base)
-        else:
-            found = self._shown(samples, readings, base)
-        return list(zip(numbers, found, strict=True))
+        clock = Clock(len(numbers))
+        found: list[dict[str, Any]] = [{"scores": one} for one in base]
+        if contestant.twist == "neighbor vote":
+            found = self._voted(samples, readings, base, clock)
+        elif contestant.twist:
+            found = self._shown(samples, readings, clock)
+        stages = [self._stages(sample, clock.seconds) for sample in samples]
+        return [
+            Scored(number=number, base=own, seconds=sum(spent.values()), stages=spent, **one)
+            for number, own, spent, one in zip(numbers, base, stages, found, strict=True)
+        ]
 
     def _read(self, samples: Sequence[Sample]) -> tuple[list[Reading], list[list[float]]]:
         readings = self.pathways.read([sample.question for sample in samples])
@@ -235,12 +239,13 @@ class Runner:
         ]
 
     def _voted(
-        self, samples: Sequence[Sample], readings: Sequence[Reading], base: list[list[float]]
-    ) -> list[dict[str, Any]]:
-        near = self._near(readings, samples)
+        self, samples: Sequence[Sample], readings: Sequence[Reading], base: list[list[float]],
+        clock: Clock,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        with clock("neighbors"):
+            near = self._near(readings, samples)
         return [
             {
-                "base": own,
                 "scores": vote(own, self._chosen(near, row), near.weights[row].tolist()),
                 **self._named(near, row),
             }
@@ -248,9 +253,10 @@ class Runner:
         ]
 
     def _shown(
-        self, samples: Sequence[Sample], readings: Sequence[Reading], base: list[list[float]]
+        self, samples: Sequence[Sample], readings: Sequence[Reading], clock: Clock
     ) -> list[dict[str, Any]]:
-        near, how = self._near(readings, samples), self.examples
+        with clock("neighbors"):
+            near, how = self._near(readings, samples), self.examples
         longer = [
             with_examples(
                 sample, self._chosen(near, row), separator=how.separator, begin=how.begin,
@@ -258,10 +264,11 @@ class Runner:
             )
             for row, sample in enumerate(samples)
         ]  # fmt: skip
-        _, shown = self._read([sample for sample, _ in longer])
+        with clock("evaluate"):
+            _, shown = self._read([sample for sample, _ in longer])
         return [
-            {"base": own, "scores": now, "notes": {"examples": used}, **self._named(near, row)}
-            for row, (own, now, (_, used)) in enumerate(zip(base, shown, longer, strict=True))
+            {"scores": now, "notes": {"examples": used}, **self._named(near, row)}
+            for row, (now, (_, used)) in enumerate(zip(shown, longer, strict=True))
         ]
 
     def _near(self, readings: Sequence[Reading], samples: Sequence[Sample]) -> Neighborhood:

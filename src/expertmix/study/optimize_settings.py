@@ -36,6 +36,7 @@ class OptimizeJob:
         router: Of the adapters.
         layers: Critical layers, such as `last 5`.
         decisions: How many tokens of a prompt's end are decision tokens.
+        scored: Whether the options' tokens are decision tokens too.
         k: Neighbors of an item.
         near: Further settings KEY=VALUE of `optimize.neighbors.Neighbors`.
         gate: Settings KEY=VALUE of `optimize.gate.Gate`, which leaves items alone.
@@ -66,6 +67,7 @@ class OptimizeJob:
     router: str = "pooled"
     layers: str = "last 5"
     decisions: int = 1
+    scored: bool = False
     k: int = 3
     near: tuple[str, ...] = ()
     gate: tuple[str, ...] = ()

@@ -78,6 +78,7 @@ def remix(
     method: Method | str | Mapping[str, Any] = "ngd",
     *,
     layers: Layers | None = None,
+    scored: bool = False,
     neighbors: Neighbors = Neighbors(),  # noqa: B008  frozen
     gate: Gate = Gate(),  # noqa: B008  frozen
     batch_size: int = 16,
@@ -99,6 +100,8 @@ def remix(
         method: One of `optimize.table.METHODS` by name, as a line (`ngd steps=5`), as a mapping
             with its name as `kind`, or itself.
         layers: The critical ones; those of the references by default.
+        scored: Whether the options' tokens are decision tokens too: they are routed like the last
+            token of the prompt. References are the same either way.
         neighbors: Which references speak for a sample.
         gate: Which samples are adapted at all.
         batch_size: Samples per batch.
@@ -126,7 +129,12 @@ def remix(
         torch.inference_mode(False),  # a caller may be in it, and gradients are needed
         torch.enable_grad(),
         open_pathways(
-            model, layers=layers, decisions=decisions, shift=shift, progress=progress
+            model,
+            layers=layers,
+            decisions=decisions,
+            scored=scored,
+            shift=shift,
+            progress=progress,
         ) as pathways,
     ):
         reference.check(pathways)

@@ -1,0 +1,28 @@
+"""The weights of routers that can be trained: `gates_of`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from expertmix.bindings.discovery import Block
+from expertmix.errors import UnsupportedModelError
+
+
+def gates_of(blocks: Sequence[Block]) -> tuple[Tensor, ...]:
+    """The weight matrices of their routers.
+
+    Raises:
+        UnsupportedModelError: A router has none.
+    """
+    found: list[Tensor] = []
+    for block in blocks:
+        own = [] if block.router is None else list(block.router.parameters())
+        matrices = [one for one in own if one.dim() == 2 and one.is_floating_point()]
+        if not matrices:
+            raise UnsupportedModelError(
+                f"{block.info.site} has no router with a weight matrix that could be trained"
+            )
+        found += matrices
+    return tuple(found)
