@@ -99,7 +99,7 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
         yield from building(reference, seconds)
         asked = right(pathways, questions(SAMPLES, 2, options.answers, model))
         yield from totals(model, pathways, asked, reference, size)
-        yield from stepping(model, pathways, asked, reference, size)
+    yield from stepping(model, pathways, asked, reference, size)
     yield from searching(reference, size)
 
 
@@ -220,7 +220,8 @@ def stepping(
     model: Any, pathways: Any, asked: list[Sample], reference: ReferenceSet, size: Size
 ) -> Iterator[Figure]:
     """One NGD step (losses and gradients of all probes) by suffix and by full passes."""
-    problem = problem_of(pathways, asked, reference)
+    with pathways.running():
+        problem = problem_of(pathways, asked, reference)
     whole = Whole(TransformersMoE(model), pathways.sites)
     method = NGD(steps=1, core=core_of(pathways))
     short, full = method.surrogate(problem), method.surrogate(replace(problem, pathways=whole))
@@ -231,11 +232,13 @@ def stepping(
     def step(surrogate: Surrogate) -> Callable[[], tuple[Tensor, Tensor]]:
         return lambda: surrogate.gradient(values)
 
-    step(short)()  # makes its batches
+    with pathways.running():
+        step(short)()  # makes its batches
     repeats = 2 if size is QUICK else 8
     fast, slow, errors = [], [], []
     for _ in range(1 if size is QUICK else 3):
-        taken, results = timed(lambda: [step(short)() for _ in range(repeats)])
+        with pathways.running():
+            taken, results = timed(lambda: [step(short)() for _ in range(repeats)])
         fast.append(taken / repeats)
         with whole.running():
             taken, exact = timed(step(full))

@@ -47,7 +47,7 @@ from expertmix.optimize.oracle import WrongOracle
 from expertmix.optimize.poison import Poison, audit, poison
 from expertmix.optimize.problem import Method
 from expertmix.optimize.reference import ReferenceSet
-from expertmix.optimize.regression import KernelRegression
+from expertmix.optimize.regression import KernelRegression, Search
 from expertmix.optimize.remix import remix
 from expertmix.optimize.samples import Sample
 from expertmix.study.paired import wilson
@@ -192,7 +192,7 @@ def purge(pathways: Any, attacked: Attacked) -> Attacked:
 def run(pathways: Any, attacked: Attacked, name: str, defense: Defense) -> Damage:
     """One attack, one method, one defense."""
     near = Neighbors(k=defense.k, max_similarity=defense.max_similarity, ngram=None)
-    method: Method = KernelRegression(aggregate=defense.aggregate, combine=defense.aggregate)
+    method: Method = KernelRegression(Search(aggregate=defense.aggregate), defense.aggregate)
     if name == "wrong_oracle":
         method = WrongOracle(NGD(core=None))
     elif name == "ngd":

@@ -10,11 +10,17 @@ from pathway_cases import EXACT, edits, hooks, pathway, plain, questions, read_a
 
 import expertmix as em
 from expertmix.bindings.families import TESTED
+from expertmix.bindings.pathway_tap import shares
 from expertmix.bindings.pathways import open_pathways
 from expertmix.bindings.suffix import Suffix
 from expertmix.bindings.whole import Whole
 from expertmix.core.pathway import Question
-from expertmix.errors import ConfigError, NoSitesError, UnknownSiteError
+from expertmix.errors import (
+    ConfigError,
+    NoSitesError,
+    UnknownSiteError,
+    UnsupportedRuntimeError,
+)
 from expertmix.testing import NUM_EXPERTS, TOP_K, tiny_adapters, tiny_lm, tiny_moe
 
 ASKED = questions()
@@ -163,3 +169,100 @@ def test_the_block_gives_the_model_back():
         assert pathways.fingerprint() == em.bindings.bind(model).fingerprint()
         assert (pathways.decisions, pathways.scored) == (1, False)
         assert pathways.sites[0].top_k == TOP_K
+
+
+@pytest.mark.parametrize("family", ["olmoe", "jamba"])
+def test_a_model_is_open_once(family):
+    """Open pathways and record blocks do not mix; the outer block goes on as if nothing was."""
+    model = tiny_moe(family)
+    with open_pathways(model, layers="last 1") as pathways:
+        batch = read_and_batch(pathways, ASKED)
+        before = pathways.score(batch, None)
+        with pytest.raises(UnsupportedRuntimeError, match="leave that block first"):
+            open_pathways(model, layers="last 1").__enter__()
+        assert torch.equal(pathways.score(batch, None), before)
+    edit = em.Ablate("*", experts=[3])
+    for edits_of_it in ((), (edit,)):
+        with em.record(model, *edits_of_it) as trace:
+            with pytest.raises(UnsupportedRuntimeError, match="leave that block first"):
+                open_pathways(model, layers="last 1").__enter__()
+            model(torch.tensor([ASKED[0].prompt]))
+        assert len(trace.tokens.sample) == len(ASKED[0].prompt)
+    assert hooks(model) == 0
+    assert all(one.requires_grad for one in model.parameters())
+
+
+def test_adapters_are_open_once(tmp_path):
+    """As a MoE is."""
+    library = tiny_adapters(tmp_path, tiny_lm("llama"), ["a", "b"], targets=("q_proj",))
+    model = em.compose(tiny_lm("llama"), library, "uniform")
+    for _ in range(2):
+        with (
+            open_pathways(model, layers="last 1"),
+            pytest.raises(UnsupportedRuntimeError, match="leave that block first"),
+        ):
+            open_pathways(model, layers="last 1").__enter__()
+
+
+@pytest.mark.parametrize("family", ["olmoe", "jamba"])
+def test_recording_inside_of_open_pathways_is_recording(family):
+    """Plain passes there are edited and recorded as anywhere; scores stay what they were."""
+    model, ids = tiny_moe(family), torch.tensor([ASKED[0].prompt])
+    edit = em.Ablate("*", experts=[3])
+    with em.record(model, edit, logits=True) as trace, torch.no_grad():
+        wanted = model(ids).logits
+    with open_pathways(model, layers="last 1", shift=True) as pathways:
+        batch = read_and_batch(pathways, ASKED)
+        before = pathways.score(batch, None)
+        with em.record(model, edit, logits=True) as again, torch.no_grad():
+            assert torch.equal(model(ids).logits, wanted)
+        assert torch.equal(pathways.score(batch, None), before)
+    for site in trace.sites:
+        assert torch.equal(again[site].weights, trace[site].weights)
+
+
+def test_an_interrupt_leaves_nothing():
+    """After a KeyboardInterrupt in the middle of a pass: the next score, and the model after."""
+    model = tiny_moe("olmoe")
+    plainly = plain(model, ASKED)
+    with open_pathways(model, layers="last 2", shift=True) as pathways:
+        batch = read_and_batch(pathways, ASKED)
+        way = pathway(pathways.sites, TOP_K, mode="add")
+        before = pathways.score(batch, way).detach()
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        for module in (model.model.layers[-1].mlp.gate, model.model.layers[-1].mlp.experts):
+            for run in (lambda: pathways.score(batch, way), lambda: pathways.read(ASKED)):
+                hook = module.register_forward_pre_hook(interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    run()
+                hook.remove()
+                assert torch.equal(pathways.score(batch, way).detach(), before)
+                assert worst([one.logprobs for one in pathways.read(ASKED)], plainly) < EXACT
+    assert hooks(model) == 0
+    assert worst(plain(model, ASKED), plainly) == 0
+
+
+@pytest.mark.parametrize("family", ["olmoe", "jamba"])
+def test_no_questions_have_no_readings(family):
+    """And are no error."""
+    with open_pathways(tiny_moe(family), layers="last 1") as pathways:
+        assert pathways.read([]) == []
+
+
+def test_a_tokens_shares_do_not_depend_on_other_tokens():
+    """Of one that is NaN, or one whose weights another link explains; equal weights are a tie."""
+    logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)) * 3
+    indices = logits.topk(2).indices
+    picked = logits.gather(1, indices)
+    softmax, sigmoid = picked.softmax(1), picked.sigmoid()
+    for weights in (softmax * 1.5, sigmoid, torch.stack([softmax[0], sigmoid[1], sigmoid[2]])):
+        weights[0] = weights[0] * torch.nan if weights is sigmoid else weights[0]
+        together = shares(logits, indices, weights)
+        for row in range(3):
+            one = slice(row, row + 1)
+            assert torch.equal(together[one], shares(logits[one], indices[one], weights[one]))
+            got = together[row, indices[row]].softmax(0) * weights[row].sum()
+            assert torch.isnan(weights[row]).any() or torch.allclose(got, weights[row], atol=1e-5)

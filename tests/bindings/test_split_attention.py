@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from pathway_cases import EXACT, pathway, questions, suffix_of
 
+from expertmix.bindings.split_attention import Beside, attend
 from expertmix.testing import NUM_EXPERTS, tiny_moe
 
 ASKED = questions()
@@ -52,3 +56,31 @@ def test_the_model_attends_as_before_afterwards():
     suffix = suffix_of(model)
     scored(suffix, split=True)
     assert model.config._attn_implementation == before == "sdpa"
+
+
+def test_an_import_registers_nothing():
+    """Transformers learns of the split at the first pass that needs it."""
+    code = (
+        "import expertmix.bindings.pathways; from transformers import AttentionInterface as known;"
+        "assert not [name for name in known() if 'expertmix' in name]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_mask_keeps_what_it_keeps_in_one_part():
+    """`attend` is softmax(QKᵀ·scale + mask)V over both parts side by side, as a plain loop."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, n, 3, 8, generator=generator) for n in (4, 2, 2))
+    keys, values = torch.randn(2, 2, 2, 5, 8, generator=generator)
+    mask = torch.rand(2, 1, 3, 8, generator=generator) > 0.4
+    mask[..., -3:] |= torch.eye(3, dtype=torch.bool)
+    Beside(keys, values).mark(key)
+    found = attend(None, query, key, value, mask, scaling=0.3)[0]
+    every = torch.cat([keys, key], 2), torch.cat([values, value], 2)
+    for row in range(2):
+        for head in range(4):
+            for place in range(3):
+                seen = mask[row, 0, place]
+                scores = every[0][row, head // 2][seen] @ query[row, head, place] * 0.3
+                wanted = scores.softmax(0) @ every[1][row, head // 2][seen]
+                torch.testing.assert_close(found[row, place, head], wanted)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from expertmix.optimize.aggregate import influence, joined
+from expertmix.optimize.aggregate import earliest_best, influence, joined
 
 
 def of(values, weights, aggregate, trim=0.25):
@@ -57,3 +57,13 @@ def test_shares_sum_to_one_and_go_with_their_values(aggregate):
     order = torch.randperm(5, generator=generator)
     again = influence(values[:, order], weights[:, order], aggregate, 0.2)
     torch.testing.assert_close(again, shares[:, order])
+
+
+def test_the_best_is_the_first_of_those_that_rounding_tells_apart():
+    """A later loss must be better by more than a last bit; NaN is best only where all are."""
+    nan, inf = float("nan"), float("inf")
+    losses = torch.tensor(
+        [[5.0, nan, nan, 3.0], [4.4715714, 2.0, nan, inf], [4.4715710, 1.0, nan, 2.9999]]
+    )
+    assert earliest_best(losses).tolist() == [1, 2, 0, 2]
+    assert torch.equal(earliest_best(losses.T, 1), earliest_best(losses))

@@ -9,6 +9,7 @@ from expertmix.errors import ConfigError
 from expertmix.optimize.mode_finding import ModeFinding, median_distance
 from expertmix.optimize.neighbors import Neighbors
 from expertmix.optimize.reference import ReferenceSet
+from expertmix.optimize.regression import Search
 from expertmix.optimize.remix import remix
 
 from .problems import problem_of
@@ -32,7 +33,7 @@ def test_a_mean_shift_stays_at_a_planted_mode():
     """References alike on both sides of a mode: who starts there moves by less than 1e-3."""
     problem, mode = planted(0.05)
     problem.start[:] = mode
-    found = ModeFinding(alpha=0.0).solve(problem)
+    found = ModeFinding(Search(alpha=0.0)).solve(problem)
     torch.testing.assert_close(found.values.softmax(-1), mode.softmax(-1).expand(2, 1, 2, 6),
                                atol=1e-3, rtol=0)  # fmt: skip
 
@@ -40,7 +41,7 @@ def test_a_mean_shift_stays_at_a_planted_mode():
 def test_a_mean_shift_climbs_to_a_planted_mode():
     """From afar, with α = 0, to 1e-3."""
     problem, mode = planted(0.05)
-    found = ModeFinding(alpha=0.0, bandwidth=0.3).solve(
+    found = ModeFinding(Search(alpha=0.0), bandwidth=0.3).solve(
         replace(problem, start=problem.start + 1.0 * torch.randn(2, 1, 2, 6))
     )
     torch.testing.assert_close(found.values.softmax(-1), mode.softmax(-1).expand(2, 1, 2, 6),
@@ -50,7 +51,7 @@ def test_a_mean_shift_climbs_to_a_planted_mode():
 def test_one_step_is_the_papers_formula():
     """p ← Σ K(p, pᵢ) pᵢ / Σ K(p, pᵢ), as a loop over references."""
     problem, _ = planted(1.0)
-    found = ModeFinding(steps=1, alpha=0.0, bandwidth=0.4).solve(problem)
+    found = ModeFinding(Search(alpha=0.0), steps=1, bandwidth=0.4).solve(problem)
     own = problem.reference.start.softmax(-1)
     for row in range(2):
         at, total, weight = problem.start[row].softmax(-1), 0.0, 0.0
@@ -70,7 +71,7 @@ def test_the_bandwidth_is_the_median_distance():
 def test_among_one_is_the_nearest_reference():
     """A shift that sees one reference ends at it."""
     problem, _ = planted(1.0)
-    found = ModeFinding(steps=3, alpha=0.0, among=1).solve(problem)
+    found = ModeFinding(Search(alpha=0.0), steps=3, among=1).solve(problem)
     own = problem.reference.start.softmax(-1).flatten(1)
     nearest = torch.cdist(problem.start.softmax(-1).flatten(1), own).argmin(1)
     torch.testing.assert_close(found.values.softmax(-1).flatten(1), own[nearest])
@@ -80,11 +81,11 @@ def test_near_duplicates_of_a_sample_are_not_seen():
     """A reference with the sample's own embedding is left out; with none left, the base stays."""
     tests = topical(2)
     problem = problem_of(FakePathways(), tests, tests)
-    found = ModeFinding(alpha=0.0, bandwidth=1.0).solve(problem)
+    found = ModeFinding(Search(alpha=0.0), bandwidth=1.0).solve(problem)
     other = problem.start.flip(0).softmax(-1)
     torch.testing.assert_close(found.values.softmax(-1), other)
     alone = problem_of(FakePathways(), tests, tests, settings=Neighbors(max_similarity=-2.0))
-    found = ModeFinding(alpha=0.0).solve(alone)
+    found = ModeFinding(Search(alpha=0.0)).solve(alone)
     assert not found.changed.any()
     assert torch.equal(found.values, problem.start)
 

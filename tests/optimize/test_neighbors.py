@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from expertmix.core.pathway import Question
 from expertmix.errors import ConfigError, MissingDependencyError
 from expertmix.optimize.kernels import Linear
-from expertmix.optimize.neighbors import Finder, Neighbors, find, nobody
+from expertmix.optimize.neighbors import Finder, Neighbors, find
 from expertmix.optimize.reference import ReferenceSet
 from expertmix.optimize.reference_meta import ReferenceMeta
 from expertmix.optimize.samples import Sample
@@ -199,6 +199,20 @@ def test_a_ball_holds_all_within_its_radius():
     assert empty.indices.shape == (4, 0)
 
 
+def test_what_repeats_a_sample_is_what_is_left_out():
+    """`repeats` marks exactly the references that a search for all of them leaves out."""
+    own, query = drawn(60, 1, width=2), drawn(5, 2, width=2)
+    known, tests = reference(own), strangers(5)
+    known.samples[7] = tests[2]
+    for settings in (Neighbors(60), Neighbors(60, ngram=None), Neighbors(60, max_similarity=None)):
+        finder = Finder(known, settings)
+        repeats, found = finder.repeats(query, tests), finder.find(query, tests)
+        assert repeats.any() or settings.ngram is None
+        for row in range(5):
+            kept = set(found.indices[row][found.present[row]].tolist())
+            assert kept == set((~repeats[row]).nonzero().flatten().tolist())
+
+
 def test_nobody_is_left():
     """No references, all filtered out, none asked for, an embedding that is NaN: weights are 0."""
     own, query = drawn(4, 1), drawn(2, 2)
@@ -213,7 +227,6 @@ def test_nobody_is_left():
     query[0] = torch.nan
     found = find(query, reference(own))
     assert found.weights.sum(1).tolist() == [0, pytest.approx(1)]
-    assert not nobody(query, 3).present.any()
 
 
 def test_random_neighbors_are_anywhere_and_repeatable():

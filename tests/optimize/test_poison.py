@@ -15,7 +15,7 @@ from expertmix.optimize.descent import NGD
 from expertmix.optimize.neighbors import Neighbors, find
 from expertmix.optimize.poison import Poison, audit, poison
 from expertmix.optimize.reference import ReferenceSet
-from expertmix.optimize.regression import KernelRegression
+from expertmix.optimize.regression import KernelRegression, Search
 from expertmix.optimize.remix import Remix, remix
 from expertmix.optimize.samples import Sample
 
@@ -62,7 +62,7 @@ def test_poisoned_pathways_pull_kernel_regression() -> None:
     """Where α is not searched, crafted pathways are where kernel regression goes."""
     pathways, reference, victims = planted()
     bad = poison(reference, embedded(pathways, reference, victims), Poison(3, "pathway", CLOSE))
-    method = KernelRegression(alpha=0.0)
+    method = KernelRegression(Search(alpha=0.0))
     clean = run(pathways, reference, victims, method=method)
     attacked = run(pathways, bad.reference, victims, method=method)
     assert right(attacked) < right(clean)

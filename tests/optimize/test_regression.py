@@ -7,8 +7,9 @@ import torch
 
 from expertmix.errors import ConfigError
 from expertmix.optimize.neighbors import Finder
-from expertmix.optimize.regression import KernelRegression, mixed
+from expertmix.optimize.regression import KernelRegression, Search, mixed
 from expertmix.optimize.surrogate import Surrogate
+from expertmix.optimize.table import method_of
 
 from .problems import only, problem_of
 from .world import FakePathways, open_suffix, samples, topical
@@ -36,7 +37,7 @@ def test_the_target_is_the_weighted_mean_of_the_neighbors_distributions():
 def test_alpha_one_is_the_base_bit_for_bit():
     """Nothing is changed."""
     problem = world()
-    found = KernelRegression(alpha=1.0).solve(problem)
+    found = KernelRegression(Search(alpha=1.0)).solve(problem)
     assert not found.changed.any()
     assert torch.equal(found.values, problem.start)
 
@@ -44,7 +45,7 @@ def test_alpha_one_is_the_base_bit_for_bit():
 def test_alpha_zero_is_the_regression_target():
     """softmax(values) is ω̂, and every sample is changed."""
     problem = world()
-    found = KernelRegression(alpha=0.0).solve(problem)
+    found = KernelRegression(Search(alpha=0.0)).solve(problem)
     assert found.changed.all()
     torch.testing.assert_close(found.values.softmax(-1), KernelRegression().target(problem))
 
@@ -52,7 +53,7 @@ def test_alpha_zero_is_the_regression_target():
 def test_between_them_distributions_are_mixed():
     """softmax(values) = α softmax(start) + (1 − α) ω̂."""
     problem = world()
-    found = KernelRegression(alpha=0.3).solve(problem)
+    found = KernelRegression(Search(alpha=0.3)).solve(problem)
     want = 0.3 * problem.start.softmax(-1) + 0.7 * KernelRegression().target(problem)
     torch.testing.assert_close(found.values.softmax(-1), want)
 
@@ -61,7 +62,7 @@ def test_between_them_distributions_are_mixed():
 def test_the_search_takes_the_best_of_the_grid(limit):
     """α* = argmin L over the grid with the hard top K; the curve and both losses are reported."""
     problem = world()
-    method = KernelRegression(grid=5, limit=limit)
+    method = KernelRegression(Search(grid=5, limit=limit))
     found = method.solve(problem)
     surrogate, target = Surrogate(problem, width=2), method.target(problem)
     base = problem.start.softmax(-1)
@@ -80,7 +81,7 @@ def test_neighbors_that_solved_it_are_followed():
     problem = problem_of(fake, topical(2, topics=[5]), topical(3, topics=[5], seed=1))
     lost = problem.start.flip(-1)
     problem = replace(problem, start=lost)
-    found = KernelRegression(hard=False).solve(problem)
+    found = KernelRegression(Search(hard=False)).solve(problem)
     assert (found.notes["alpha"] == 0).all()
     torch.testing.assert_close(
         found.values.softmax(-1)[0, 0], fake.target(5, 20), atol=0.02, rtol=0
@@ -108,7 +109,7 @@ def test_nothing_is_nan_where_experts_are_kept_out():
     problem.start[..., 5] = float("-inf")
     problem.reference.start[..., 5] = float("-inf")
     for alpha in ("search", 0.5):
-        values = KernelRegression(alpha=alpha).solve(problem).values
+        values = KernelRegression(Search(alpha=alpha)).solve(problem).values
         assert not values.isnan().any()
         assert (values[..., 5] == float("-inf")).all()
 
@@ -127,4 +128,4 @@ def test_a_sample_alone_is_as_in_a_batch_in_a_real_moe():
 def test_an_impossible_setting_is_an_error(settings):
     """ConfigError names its value."""
     with pytest.raises(ConfigError, match=str(next(iter(settings.values())))):
-        KernelRegression(**settings)
+        method_of({"kind": "kernel_regression", **settings})

@@ -68,3 +68,17 @@ def test_a_template_makes_no_duplicates():
     assert not any(duplicates.found(test, number) for number in range(50))
     assert duplicates.found(own[7], 7)
     assert Duplicates(own[:3]).found(test, 0), "in few references nothing is a template"
+
+
+def test_all_are_those_that_are_found_one_by_one():
+    """Of references with and without text, for samples with and without."""
+    known = [
+        sample(WORDS[start : start + 12] if text else None, range(start, start + 12))
+        for start in range(0, 28, 6)
+        for text in (True, False)
+    ]
+    duplicates = Duplicates(known, size=4, limit=0.4)
+    for test in (sample(WORDS[5:20], range(9, 24)), sample(None, range(9, 24)), sample([], [1])):
+        wanted = [number for number in range(len(known)) if duplicates.found(test, number)]
+        assert duplicates.all_of(test) == wanted
+        assert bool(wanted) is (len(test.question.prompt) > 1)

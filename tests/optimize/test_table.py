@@ -10,7 +10,7 @@ from expertmix.optimize.descent import NGD
 from expertmix.optimize.leave_one_out import LeaveOneOut
 from expertmix.optimize.oracle import WrongOracle
 from expertmix.optimize.reference import ReferenceSet
-from expertmix.optimize.regression import KernelRegression
+from expertmix.optimize.regression import KernelRegression, Search
 from expertmix.optimize.remix import remix
 from expertmix.optimize.table import METHODS, line_of, method_of, schema, settings_of
 
@@ -33,7 +33,7 @@ def test_a_line_is_a_method():
     assert method_of("ngd core=none hard=true objective=choice") == NGD(
         core=None, hard=True, objective="choice"
     )
-    assert method_of("kernel_regression alpha=0.5") == KernelRegression(alpha=0.5)
+    assert method_of("kernel_regression alpha=0.5") == KernelRegression(Search(alpha=0.5))
     assert method_of("kernel_regression alpha=search") == KernelRegression()
     assert method_of("leave_one_out lr=0.1 rates=0.3,1") == LeaveOneOut(
         NGD(lr=0.1), rates=(0.3, 1.0)

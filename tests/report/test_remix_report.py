@@ -204,12 +204,21 @@ def test_samples_are_those_that_flipped_then_those_that_changed_most() -> None:
 
 
 def test_no_text_unless_it_is_given() -> None:
-    """Prompts and options are on the page only with `texts`; `without_text` takes them off."""
+    """Prompts and options are on the page only with `texts`."""
     texts = {n: (f"{SECRET} {n}", ("teapot a", "teapot b", "teapot c")) for n in range(4)}
     told = report(texts=texts)
     assert SECRET in told.html()
     assert "teapot b" in told.sample_html(2)
-    assert "teapot" not in told.without_text().html()
+    assert "teapot" not in replace(told, texts=None).html()
+
+
+def test_what_shifts_is_told_to_be_exact_at_one_layer() -> None:
+    """Where a routing adds to the routers' logits: with the heat maps, and with each item."""
+    told = "This routing shifts what the routers give: after is exact at layer 1;"
+    assert told not in report().html()
+    page = report(lines=(BASE, WRONG, RANDOM, replace(NGD, shifts=True))).html()
+    assert told in section(page, "pathway")
+    assert told in section(page, "samples")
 
 
 def test_names_are_text() -> None:

@@ -5,6 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from expertmix.errors import ConfigError, ContextLengthError
+from expertmix.optimize.oracle import WrongOracle
 from expertmix.study.choice import Item
 from expertmix.study.choice_files import read_items
 from expertmix.study.choice_prompts import Style, ask, ask_references, item_scores
@@ -48,6 +49,16 @@ def test_letters_are_asked_in_every_cyclic_shift(tokenizer):
     letters = [text_of(tokenizer, one) for one in asked[1].sample.question.options]
     assert letters == [" A", " B", " C"]
     assert len(ask([item(7)], tokenizer, Style("letters", permute=False))) == 1
+
+
+def test_a_wrong_oracle_pushes_one_text_in_every_shift(tokenizer):
+    """Whatever letter it has there."""
+    for number in range(8):
+        asked = ask([item(number, gold=1, options=4)], tokenizer, Style("letters"))
+        pushed = {one.order[WrongOracle().target(one.sample)] for one in asked}
+        assert len(asked) == 4
+        assert len(pushed) == 1
+        assert pushed != {1}
     assert len(ask([item(7)], tokenizer, Style("text"))) == 1
 
 

@@ -62,9 +62,12 @@ def without_time(done) -> list:
     return [replace(row, seconds=0) for row in done.rows]
 
 
+TIMES = ("seconds", "stages")
+
+
 def timeless(found) -> list[dict]:
     """Rows without what a clock says."""
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in found]
 
 
 def table(folder: Path) -> list[dict]:
@@ -90,6 +93,16 @@ def test_every_item_has_a_row_per_contestant(job, tmp_path):
     assert sorted(files) == sorted(plan.files)
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found == done.figures
+    written = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    for line in found["results"]:
+        own = [row for row in written if row["method"] == line["method"]]
+        spent = sum(row["seconds"] for row in own)
+        read = sum(json.loads(row["stages"])["read"] for row in own)
+        assert line["relative_cost"] == pytest.approx(spent / read, abs=1e-3)
+        assert line["loss"] == pytest.approx(sum(row["loss"] for row in own) / 7, abs=1e-4)
+        assert line["accuracy"]["value"] == pytest.approx(
+            sum(row["correct"] for row in own) / 7, abs=1e-4
+        )
     assert [line["method"] for line in found["results"]] == names
     assert found["exact_suffix"]
     assert 0 < found["references_kept"] <= found["references_tried"] == 20
@@ -147,6 +160,14 @@ def test_no_neighbors_is_the_base_bit_for_bit(job):
         assert row.changed == 0
         assert row.method == "base" or row.refused == ["no neighbors"]
     assert done.lines[1].refused == {"no neighbors": 7}
+
+
+def test_all_neighbors_may_be_filtered_out(job):
+    """Whatever needs them is the base then, controls too; nothing fails."""
+    done = run_optimize(replace(job, near=("max_similarity=-1",), controls=True, limit=3))
+    alone = [row for row in done.rows if row.kind == "method" or row.method == "neighbor vote"]
+    assert all(row.scores == row.base and row.neighbors == [[]] for row in alone)
+    assert "left the routing of 3 of 3 items alone: no neighbors (3)" in " ".join(done.said)
 
 
 def test_controls_stand_beside_the_methods(job):
@@ -232,6 +253,28 @@ def test_a_reference_set_is_used_as_it_is(job, whole, tmp_path):
     assert without_time(again) == without_time(whole)
 
 
+def test_a_folder_without_references_is_told_first(job, tmp_path):
+    """Before any weights are read, with what to name instead."""
+    run_optimize(replace(job, out=tmp_path / "out", against=(), limit=1))
+    with pytest.raises(ConfigError, match=r"no finished reference set.*reference-… folder"):
+        plan_optimize(replace(job, reference=str(tmp_path / "out")))
+
+
+def test_scored_tokens_are_decision_tokens_too(job, tmp_path):
+    """Other scores, the same references; a run without them is another run."""
+    plain, scored = (
+        run_optimize(replace(job, out=tmp_path / "out", scored=on)) for on in (False, True)
+    )
+    assert len(list((tmp_path / "out").glob("reference-*"))) == 1
+    assert scored.figures["scored"]
+    assert "all of the options" in (tmp_path / "out" / "report.html").read_text()
+    changed = [(a, b) for a, b in zip(plain.rows, scored.rows, strict=True) if a.kind == "method"]
+    assert any(a.scores != b.scores for a, b in changed)
+    assert all(a.base == b.base and a.neighbors == b.neighbors for a, b in changed)
+    one, two = (plan_optimize(replace(job, scored=on)).identity("") for on in (False, True))
+    assert [key for key in one if one[key] != two[key]] == ["scored"]
+
+
 def test_the_references_of_another_model_are_refused(job, other_moe, tmp_path):
     """Their pathways mean nothing there."""
     run_optimize(replace(job, out=tmp_path / "out"))
@@ -302,6 +345,7 @@ def test_bad_items_are_refused_before_weights_are_read(job, tmp_path, key, rows,
         ({"batch_size": 0}, ConfigError, "batch_size"),
         ({"decisions": 0}, ConfigError, "decisions"),
         ({"limit": 0}, ConfigError, "limit"),
+        ({"router": "arrow"}, ConfigError, "name --adapters"),
         ({"adapters": "nowhere/at/all"}, ExpertmixError, "nowhere"),
     ],
 )

@@ -121,3 +121,42 @@ def test_steering_is_told_apart_from_misrouting():
     for answers, said in (("0" * 12, "can be steered"), ("1" * 12, "may be chance")):
         rows = [*run("base", many, "base", many), *run("wrong_oracle", answers, "bound", many)]
         assert said in verdict(rows, summary(rows))[-1]
+
+
+def test_items_that_were_left_alone_are_told():
+    """How many, and why: a fall-back to the base is not silent."""
+    rows = [*run("base", "0011", "base"), *run("ngd", "0011", refused=["too far: 3 > 2"])]
+    said = " ".join(verdict(rows, summary(rows)))
+    assert "ngd left the routing of 4 of 4 items alone: too far (4)." in said
+
+
+def test_a_gain_without_controls_is_doubted():
+    """It may be due to anything."""
+    many = "0" * 12
+    rows = [*run("base", many, "base", many), *run("ngd", "1" * 12, base=many)]
+    assert "No control was run" in " ".join(verdict(rows, summary(rows)))
+    rows += run("neighbor vote", many, "control", many)
+    assert "No control was run" not in " ".join(verdict(rows, summary(rows)))
+
+
+def test_what_has_no_dense_result_shows_none():
+    """The base, a vote, or a method that changed nothing."""
+    rows = [*run("base", "0011", "base"), *run("ngd", "1111", dense=RIGHT)]
+    base, ngd = summary(rows)
+    assert base.figures()["accuracy_dense"] is None
+    assert ngd.dense == 1
+
+
+def test_what_cannot_be_read_spoils_no_loss():
+    """It counts as wrong, also where the first option is right; losses are of the others."""
+    broken = {"base": [math.nan] * 3, "scores": [math.nan] * 3, "gold": 0}
+    rows = [
+        *run("base", "0011", "base"), row(4, "base", "base", **broken),
+        *run("ngd", "1111"), row(4, "ngd", **broken),
+    ]  # fmt: skip
+    base, ngd = summary(rows)
+    whole = summary([one for one in rows if one.item != 4])
+    assert (base.accuracy.value, ngd.accuracy.value) == (0.4, 0.8)
+    assert (base.loss, ngd.loss) == (whole[0].loss, whole[1].loss)
+    assert ngd.change == whole[1].change
+    assert "1 item of 5 cannot be read: scores are not finite" in verdict(rows, [base, ngd])[-1]

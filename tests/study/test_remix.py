@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import expertmix as em
+from expertmix.bindings.pathways import open_pathways
 from expertmix.errors import ConfigError, FingerprintError, NoSitesError
 from expertmix.optimize.samples import scores
 from expertmix.testing import tiny_lm, tiny_moe
@@ -38,6 +39,22 @@ def batch_of(samples) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(real)}
 
 
+def whole_scores(model, better, number: int) -> torch.Tensor:
+    """(O,) log-probabilities of a sample's options under its intervention."""
+    question = better.outcomes[number].sample.question
+    length = len(question.prompt)
+    rows = [[*question.prompt, *ids] for ids in question.options]
+    real = torch.tensor([[1] * len(row) + [0] * (length + 2 - len(row)) for row in rows])
+    ids = torch.tensor([row + [0] * (length + 2 - len(row)) for row in rows])
+    with torch.no_grad(), em.record(model, better.intervention([number], options=True)):
+        logprobs = model(input_ids=ids, attention_mask=real).logits.log_softmax(-1)
+    found = [
+        sum(logprobs[row, length - 1 + n, token] for n, token in enumerate(option))
+        for row, option in enumerate(question.options)
+    ]
+    return torch.stack(found)
+
+
 def test_a_remix_is_an_intervention_on_the_same_batch(model, reference):
     """At the last prompt token of each row its critical sites route as found; nowhere else."""
     better = em.remix(model, ASKED, reference, "ngd steps=3")
@@ -64,18 +81,7 @@ def test_scores_are_those_of_the_whole_model(model, reference):
     better = em.remix(model, ASKED, reference, "ngd steps=3")
     for number, outcome in enumerate(better.outcomes):
         assert outcome.changed
-        question = outcome.sample.question
-        length = len(question.prompt)
-        rows = [[*question.prompt, *ids] for ids in question.options]
-        real = torch.tensor([[1] * len(row) + [0] * (length + 2 - len(row)) for row in rows])
-        ids = torch.tensor([row + [0] * (length + 2 - len(row)) for row in rows])
-        with torch.no_grad(), em.record(model, better.intervention([number], options=True)):
-            logprobs = model(input_ids=ids, attention_mask=real).logits.log_softmax(-1)
-        found = [
-            sum(logprobs[row, length - 1 + n, token] for n, token in enumerate(option))
-            for row, option in enumerate(question.options)
-        ]
-        assert torch.allclose(torch.stack(found), outcome.hard, atol=1e-5)
+        assert torch.allclose(whole_scores(model, better, number), outcome.hard, atol=1e-5)
 
 
 def test_no_steps_is_the_base_bit_for_bit(model, reference):
@@ -153,3 +159,30 @@ def test_a_sample_alone_scores_as_in_a_batch(model, reference):
         alone = em.remix(model, [one], reference, "ngd steps=3").outcomes[0]
         assert torch.allclose(alone.hard, together.outcomes[number].hard, atol=1e-4)
         assert alone.base.shape == scores(torch.zeros(1, 3, 2), [one])[0].shape
+
+
+@pytest.mark.parametrize("method", ["ngd steps=3", "ngd steps=3 parameter=add"])
+def test_scored_tokens_are_routed_as_the_prompt_ends(model, reference, method):
+    """With the same references; scores are those of the whole model (to 1e-5)."""
+    better = em.remix(model, ASKED, reference, method, scored=True)
+    assert better.scored
+    for number, outcome in enumerate(better.outcomes):
+        assert torch.allclose(whole_scores(model, better, number), outcome.hard, atol=1e-5)
+    plain = em.remix(model, ASKED, reference, method)
+    assert any(
+        not torch.equal(a.hard, b.hard)
+        for a, b in zip(plain.outcomes, better.outcomes, strict=True)
+    )
+
+
+def test_references_serve_scored_tokens_as_they_are(model, reference):
+    """Built with the options' tokens as decision tokens, a set is the same, bit for bit."""
+    with open_pathways(model, layers="last 2", scored=True) as pathways:
+        samples = [sample(number, gold) for number in range(12) for gold in range(3)]
+        other = em.ReferenceSet.build(pathways, samples)
+    assert other.samples == reference.samples
+    for name in ("embeddings", "start", "mass"):
+        assert torch.equal(getattr(other, name), getattr(reference, name))
+    for number in range(len(other)):
+        mine, theirs = reference.state(number), other.state(number)
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)

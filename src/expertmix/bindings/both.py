@@ -41,6 +41,11 @@ class Both:
         """Of both."""
         return {**self.moe.settings, **self.composed.settings}
 
+    @property
+    def attached(self) -> bool:
+        """Whether a tap is attached to either."""
+        return self.composed.attached or self.moe.attached
+
     def fingerprint(self) -> str:
         """Hash of both."""
         both = f"{self.composed.fingerprint()} {self.moe.fingerprint()}"

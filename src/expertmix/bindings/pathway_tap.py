@@ -21,6 +21,8 @@ from expertmix.core.intervention import Stage
 from expertmix.core.site import Site, SiteInfo
 from expertmix.errors import UnsupportedRuntimeError
 
+_TIE = 1e-5  # share of the weights that is rounding
+
 
 @dataclass(eq=False)
 class PathwayTap:
@@ -172,15 +174,17 @@ def _put(old_TK: Tensor, rows: Tensor, new_nV: Tensor) -> Tensor:
 def shares(logits_nE: Tensor, indices_nK: Tensor, weights_nK: Tensor) -> Tensor:
     """(n, E) logits whose softmax over any experts gives the shares that their router would give.
 
-    Routers turn logits into weights by a softmax or by sigmoids; the weights that one of them gave
-    tell which. A router of equal weights counts as the nearer of the two.
+    Routers turn logits into weights by a softmax or by sigmoids; the weights that a token got tell
+    which, without a look at other tokens. Where both explain them, it is the softmax.
     """
     logits_nE = logits_nE.float()
     through = logits_nE, nn.functional.logsigmoid(logits_nE)
     with torch.no_grad():
         total_n1 = weights_nK.float().sum(1, keepdim=True)
-        errors = [
-            (one.gather(1, indices_nK.long()).softmax(1) * total_n1 - weights_nK).abs().sum()
+        softmax_n1, sigmoid_n1 = (
+            (one.gather(1, indices_nK.long()).softmax(1) * total_n1 - weights_nK)
+            .abs()
+            .sum(1, keepdim=True)
             for one in through
-        ]
-    return through[int(errors[1] < errors[0])]
+        )
+    return torch.where(sigmoid_n1 < softmax_n1 - _TIE * total_n1, through[1], through[0])

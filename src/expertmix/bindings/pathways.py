@@ -64,6 +64,7 @@ def open_pathways(
         UnsupportedModelError: A model that routes in a way that no binding fits.
         UnknownSiteError: A pattern or a layer number names no routed module.
         ConfigError: Nothing is named, sites of unlike experts, or no decision token.
+        UnsupportedRuntimeError: The model is open already, or is being recorded.
     """
     if decisions < 1:
         raise ConfigError(f"decisions={decisions}: a prompt's last token decides at least")

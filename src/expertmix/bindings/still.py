@@ -1,6 +1,7 @@
 """A model at rest: evaluation mode, and no weight that asks for gradients; both given back.
 
-Gradients of routing pass through a model whose weights want none, at half the price.
+Gradients of routing pass through a model whose weights want none, at half the price. Nobody else
+may listen to it meanwhile: passes over late layers alone are no passes to a recording.
 """
 
 from __future__ import annotations
@@ -9,6 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+
+from expertmix.bindings.both import Both
+from expertmix.bindings.transformers import TransformersMoE
+from expertmix.errors import UnsupportedRuntimeError
+from expertmix.experts.composed import Composed
 
 
 @contextmanager
@@ -27,3 +33,16 @@ def still(model: nn.Module) -> Iterator[None]:
             one.requires_grad_(True)
         for module in training:
             module.training = True
+
+
+def refuse_attached(routed: TransformersMoE | Composed | Both) -> None:
+    """Refuse a model that somebody listens to.
+
+    Raises:
+        UnsupportedRuntimeError: Somebody does.
+    """
+    if routed.attached:
+        raise UnsupportedRuntimeError(
+            f"{routed.name} is inside a record block, or open for other pathways, already: leave "
+            f"that block first. Recording inside of open pathways works."
+        )

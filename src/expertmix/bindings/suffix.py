@@ -26,7 +26,7 @@ from expertmix.bindings.head import Head
 from expertmix.bindings.pathway_tap import PathwayTap
 from expertmix.bindings.sparing import Fixed, Sparing
 from expertmix.bindings.split_attention import Attended, NotPlainError, splitting
-from expertmix.bindings.still import still
+from expertmix.bindings.still import refuse_attached, still
 from expertmix.bindings.suffix_batch import SuffixBatch, contexts, predictions_of
 from expertmix.bindings.transformers import TransformersMoE
 from expertmix.bindings.tree import Tail, Tree, plant
@@ -96,7 +96,12 @@ class Suffix:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Hooks are in the model while this is open, and it is at rest."""
+        """Hooks are in the model while this is open, and it is at rest.
+
+        Raises:
+            UnsupportedRuntimeError: The model is open already, or is being recorded.
+        """
+        refuse_attached(self.moe)
         with ExitStack() as stack:
             stack.callback(self._rest)
             stack.enter_context(still(self.lm))
@@ -109,9 +114,12 @@ class Suffix:
     def _rest(self) -> None:
         self.tap.rest()
         self._sparing.rest()
+        self.moe.recover()
 
     def read(self, questions: Sequence[Question]) -> list[Reading]:
         """One plain pass over all of them."""
+        if not questions:
+            return []
         tree = plant(questions, self.decisions).to(self._device(self.lm))
         cache, entered = DynamicCache(), list[Tensor]()
         predictions = predictions_of(tree, tree.context)

@@ -48,6 +48,7 @@ class TransformersMoE:
         _refuse_compiled(model)
         self.model = _pretrained(model)
         self.blocks = find_blocks(self.model)
+        self._rescorings: list[list[Rescoring]] = []  # of each tap that is attached
 
     @property
     def name(self) -> str:
@@ -69,6 +70,17 @@ class TransformersMoE:
             "experts_implementation": str(getattr(config, "_experts_implementation", None)),
         }
 
+    @property
+    def attached(self) -> bool:
+        """Whether a tap is attached now: hooks of `attach` say so, wherever it was called."""
+        experts = [block.experts for block in self.blocks]
+        hooks = [
+            hook
+            for one in experts
+            for hook in (*one._forward_hooks.values(), *one._forward_pre_hooks.values())
+        ]
+        return any(getattr(hook, "__module__", None) == __name__ for hook in hooks)
+
     def fingerprint(self) -> str:
         """Hash of structure and weights."""
         return fingerprint(self.model.state_dict().items())
@@ -78,12 +90,19 @@ class TransformersMoE:
         """Hook the model for the length of the block."""
         rescorings: list[Rescoring] = []
         with ExitStack() as stack:
+            self._rescorings.append(rescorings)
+            stack.callback(self._rescorings.remove, rescorings)
             stack.callback(_leave_all, rescorings)
             for model in full_models(self.model, (info.site.name for info in self.sites)):
                 hook_passes(model, tap, stack, recover=partial(_leave_all, rescorings))
             for block in self.blocks:
                 _hook_block(block, tap, rescorings, stack)
             yield
+
+    def recover(self) -> None:
+        """Undo what a pass left half done: torch calls no hook after a KeyboardInterrupt."""
+        for rescorings in self._rescorings:
+            _leave_all(rescorings)
 
 
 def _pretrained(model: nn.Module) -> nn.Module:

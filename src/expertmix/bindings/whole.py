@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from expertmix.bindings.both import Both
-from expertmix.bindings.discovery import Block
 from expertmix.bindings.head import Head, Predictions
 from expertmix.bindings.pathway_tap import PathwayTap
 from expertmix.bindings.slots import Slots
 from expertmix.bindings.sparing import Sparing
-from expertmix.bindings.still import still
+from expertmix.bindings.still import refuse_attached, still
 from expertmix.bindings.transformers import TransformersMoE
 from expertmix.bindings.truncated import Stack, entering
 from expertmix.core.pathway import Pathway, Question, Reading
@@ -124,10 +123,11 @@ class Whole:
         shift: bool = False,
         notice: str | None = None,
     ) -> None:
-        self.routed, self.sites = routed, tuple(sites)
+        self.routed, self.sites = routed_of(routed), tuple(sites)
         self.decisions, self.scored, self.shift = decisions, scored, shift
         self.notice = notice
-        self.lm: Any = model_of(routed)
+        self.lm: Any = model_of(self.routed)
+        self._moe = _moe_of(self.routed)
         self.tap = PathwayTap(self.sites, shift)
         self._sparing = Sparing(self.tap)
         self._entry = _entry(self.lm, self.sites[0].site.name)
@@ -144,21 +144,30 @@ class Whole:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Hooks are in the model while this is open, and it is at rest."""
+        """Hooks are in the model while this is open, and it is at rest.
+
+        Raises:
+            UnsupportedRuntimeError: The model is open already, or is being recorded.
+        """
+        refuse_attached(self.routed)
         with ExitStack() as stack:
             stack.callback(self._rest)
             stack.enter_context(still(self.lm))
             stack.enter_context(self.routed.attach(self.tap))
-            for block in _blocks(self.routed):
+            for block in () if self._moe is None else self._moe.blocks:
                 self._sparing.hook(block.experts, block.info.top_k, stack, first=False)
             yield
 
     def _rest(self) -> None:
         self.tap.rest()
         self._sparing.rest()
+        if self._moe is not None:
+            self._moe.recover()
 
     def read(self, questions: Sequence[Question]) -> list[Reading]:
         """One plain pass over all of them."""
+        if not questions:
+            return []
         rows = self.batch(questions, [{}] * len(questions))
         entered = list[Tensor]()
         self._rest()
@@ -221,19 +230,28 @@ class Whole:
             return rows.predictions.logprobs(self._head.logits(output, rows.predictions))
 
 
-def model_of(routed: Routed) -> nn.Module:
-    """The model of transformers that has these sites.
+def routed_of(routed: Routed) -> TransformersMoE | Composed | Both:
+    """The same, if it is a model of transformers.
 
     Raises:
-        UnsupportedModelError: There is none, or it predicts no words.
+        UnsupportedModelError: It is none.
     """
-    if isinstance(routed, Both):
-        return model_of(routed.composed)
-    if not isinstance(routed, TransformersMoE | Composed):
+    if not isinstance(routed, TransformersMoE | Composed | Both):
         raise UnsupportedModelError(
             f"{routed.name} is no model of transformers: pathways need log-probabilities and "
             f"gradients of one"
         )
+    return routed
+
+
+def model_of(routed: TransformersMoE | Composed | Both) -> nn.Module:
+    """The model of transformers that has these sites.
+
+    Raises:
+        UnsupportedModelError: It predicts no words.
+    """
+    if isinstance(routed, Both):
+        return model_of(routed.composed)
     lm: Any = routed.model
     if lm.get_output_embeddings() is None:
         raise UnsupportedModelError(
@@ -243,11 +261,11 @@ def model_of(routed: Routed) -> nn.Module:
     return routed.model
 
 
-def _blocks(routed: Routed) -> tuple[Block, ...]:
+def _moe_of(routed: TransformersMoE | Composed | Both) -> TransformersMoE | None:
     """Its MoE blocks, critical or not."""
     if isinstance(routed, Both):
-        return routed.moe.blocks
-    return routed.blocks if isinstance(routed, TransformersMoE) else ()
+        return routed.moe
+    return routed if isinstance(routed, TransformersMoE) else None
 
 
 def _entry(lm: nn.Module, site: str) -> nn.Module:

@@ -17,6 +17,7 @@ from typing import Literal, Protocol, runtime_checkable
 from torch import Tensor
 
 from expertmix.core.site import SiteInfo
+from expertmix.errors import ConfigError
 
 Mode = Literal["set", "add"]
 Tokens = Literal["prompt", "scored"]
@@ -29,10 +30,23 @@ class Question:
     Attributes:
         prompt: Token ids; at least one.
         options: Token ids of each; at least one option of at least one token.
+
+    Raises:
+        ConfigError: An empty prompt or option, no options, or a token id below 0.
     """
 
     prompt: tuple[int, ...]
     options: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not self.options or not all((self.prompt, *self.options)):
+            raise ConfigError(
+                f"a question has a prompt and options of at least one token each: "
+                f"{len(self.prompt)} tokens, options of {[len(one) for one in self.options]}"
+            )
+        least = min(map(min, (self.prompt, *self.options)))
+        if least < 0:
+            raise ConfigError(f"token id {least} is below 0: leave padding and labels out")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -114,7 +128,7 @@ class Pathways(Protocol):
         """Of the model."""
 
     def read(self, questions: Sequence[Question]) -> list[Reading]:
-        """One plain pass."""
+        """One plain pass; nothing for no questions."""
 
     def batch(
         self,

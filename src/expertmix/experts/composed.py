@@ -247,6 +247,11 @@ class Composed:
         """Hash of the base, the adapters and the combination; not of the router."""
         return fingerprint(self.model, self.plan.shelf, self.plan.combination)
 
+    @property
+    def attached(self) -> bool:
+        """Whether a tap is attached now."""
+        return bool(self._taps)
+
     @contextmanager
     def attach(self, tap: Tap) -> Iterator[None]:
         """Report to the tap while the context is open; leave nothing behind."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from expertmix.errors import ConfigError
 
 Aggregate = Literal["mean", "trimmed", "median"]
+_ROUNDING = 1e-6  # of a float32 loss, relative
 _HALF = 0.5 - 1e-6  # a median is what is left when all but the middle is trimmed
 
 
@@ -50,6 +51,17 @@ def influence(values_k: Tensor, weights_k: Tensor, aggregate: Aggregate, trim: f
 def joined(values_k: Tensor, shares_k: Tensor) -> Tensor:
     """(…) sums of values times shares; a value without share counts nothing, even if infinite."""
     return torch.where(shares_k > 0, values_k * shares_k, 0.0).sum(-1)
+
+
+def earliest_best(losses: Tensor, dim: int = 0) -> Tensor:
+    """Where along a dimension the least loss is first reached, up to rounding.
+
+    So what is as good as what comes before it is not preferred by the last bit of a sum, which
+    depends on the batch. NaN counts as infinite.
+    """
+    losses = losses.nan_to_num(nan=torch.inf)
+    least = losses.amin(dim, keepdim=True)
+    return (losses <= least + _ROUNDING * least.abs()).to(torch.uint8).argmax(dim)
 
 
 def check_aggregate(aggregate: str, trim: float) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from expertmix.core.pathway import Mode, Pathways
 from expertmix.core.progress import Progress, quiet
 from expertmix.errors import ConfigError
-from expertmix.optimize.aggregate import Aggregate
+from expertmix.optimize.aggregate import Aggregate, earliest_best
 from expertmix.optimize.probes import Probe
 from expertmix.optimize.problem import Problem, Solution
 from expertmix.optimize.schedule import Mover, Optimizer, cosine
@@ -171,7 +171,7 @@ class NGD:
         """
         trail = self.trail(surrogate, problem, progress, free)
         last = torch.full((len(problem.start),), len(trail.values) - 1)
-        best = trail.losses.nan_to_num(nan=torch.inf).argmin(0).cpu()
+        best = earliest_best(trail.losses).cpu()
         step = best if self.keep == "best" else last
         return settle(trail, step, problem, self.parameter, self.core)
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from expertmix.errors import ConfigError
-from expertmix.optimize.neighbors import Finder, Neighborhood
+from expertmix.optimize.neighborhood import Neighborhood
+from expertmix.optimize.neighbors import Finder
 
 _PROBED = 1000  # references whose nearest neighbor is looked for
 

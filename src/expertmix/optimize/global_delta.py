@@ -16,6 +16,7 @@ from torch import Tensor
 from expertmix.core.pathway import Mode
 from expertmix.core.progress import Progress, quiet
 from expertmix.errors import ConfigError
+from expertmix.optimize.aggregate import earliest_best
 from expertmix.optimize.descent import NGD, Trail, settle
 from expertmix.optimize.memo import Memo, source_of
 from expertmix.optimize.probes import neighbor_probes
@@ -92,6 +93,6 @@ class GlobalDelta:
         probes = neighbor_probes(problem.reference, chosen, torch.ones(chosen.shape))
         surrogate = descent.surrogate(one, probes, keep=False)
         trail = replace(descent, core=None).trail(surrogate, one, progress)
-        kept = int(trail.losses[:, 0].nan_to_num(nan=torch.inf).argmin())
+        kept = int(earliest_best(trail.losses[:, 0]))
         last = kept if descent.keep == "best" else len(trail.values) - 1
         return trail.values[last], trail.losses[[0, last]]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from expertmix.core.pathway import Mode, Reading
-from expertmix.optimize.neighbors import Neighborhood
+from expertmix.optimize.neighborhood import Neighborhood
 from expertmix.optimize.problem import Solution
 from expertmix.optimize.samples import Sample, scores
 

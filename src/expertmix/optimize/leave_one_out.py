@@ -16,6 +16,7 @@ from torch import Tensor
 from expertmix.core.pathway import Mode
 from expertmix.core.progress import Progress, quiet
 from expertmix.errors import ConfigError
+from expertmix.optimize.aggregate import earliest_best
 from expertmix.optimize.descent import NGD, Trail, settle
 from expertmix.optimize.probes import Probe
 from expertmix.optimize.problem import Problem, Solution
@@ -64,8 +65,8 @@ class LeaveOneOut:
         """See `Method`; notes hold the step, the rate and the held-out losses (B, T + 1)."""
         runs = [self._run(problem, rate, progress) for rate in self.rates]
         held_RTB = torch.stack([held for _, held in runs]).nan_to_num(nan=torch.inf).cpu()
-        step_RB, least_RB = held_RTB.argmin(1), held_RTB.amin(1)
-        rate_B = least_RB.argmin(0)
+        step_RB, least_RB = earliest_best(held_RTB, 1), held_RTB.amin(1)
+        rate_B = earliest_best(least_RB)
         step_B = step_RB.gather(0, rate_B[None])[0]
         step_B = torch.where(least_RB.amin(0).isfinite(), step_B, 0)
         mine = _of_each([trail for trail, _ in runs], rate_B)

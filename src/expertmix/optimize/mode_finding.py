@@ -8,7 +8,7 @@ X = D · L · E.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -17,12 +17,10 @@ from torch import Tensor
 from expertmix.core.pathway import Mode
 from expertmix.core.progress import Progress, quiet
 from expertmix.errors import ConfigError
-from expertmix.optimize.aggregate import Aggregate
 from expertmix.optimize.item import NO_NEIGHBORS
 from expertmix.optimize.probes import neighbor_probes
 from expertmix.optimize.problem import Problem, Solution
 from expertmix.optimize.regression import Search
-from expertmix.optimize.surrogate import Objective
 
 _PAIRED = 256  # references whose distances give the bandwidth
 
@@ -38,19 +36,12 @@ class ModeFinding:
     (`among` narrows it), less what the problem's neighbors leave out as near-duplicates.
 
     Attributes:
-        alpha: See `Search`.
-        grid: Values of α that are compared.
+        search: How far to move.
         steps: Of the mean shift; 0 leaves the base alone.
         bandwidth: h; None for the median rule: the median distance between references' pathways
             (of the first 256, if there are more).
         k: Neighbors in ω-space whose losses choose α.
         among: The shift sees the nearest so many; None for all.
-        objective: See `Search`, as for the next five.
-        temperature: Of the objective `choice`.
-        aggregate: Of the neighbors' losses.
-        trim: Of the aggregate `trimmed`.
-        limit: Probes in one batch.
-        hard: Whether L is taken with the top K.
 
     Raises:
         ConfigError: An impossible setting.
@@ -58,35 +49,19 @@ class ModeFinding:
 
     needs_labels: ClassVar[bool] = False
 
-    alpha: float | str = "search"
-    grid: int = 6
+    search: Search = field(default_factory=Search)
     steps: int = 10
     bandwidth: float | None = None
     k: int = 3
     among: int | None = None
-    objective: Objective = "answer"
-    temperature: float = 1.0
-    aggregate: Aggregate = "mean"
-    trim: float = 0.25
-    limit: int = 64
-    hard: bool = True
 
     def __post_init__(self) -> None:
-        _ = self.search  # checks its settings
         for key, least in (("steps", 0), ("k", 0), ("among", 1)):
             value = getattr(self, key)
             if value is not None and value < least:
                 raise ConfigError(f"{key}={value}: it must be at least {least}")
         if self.bandwidth is not None and not self.bandwidth > 0:
             raise ConfigError(f"bandwidth={self.bandwidth}: it must be above 0")
-
-    @property
-    def search(self) -> Search:
-        """How far to move, with these settings."""
-        return Search(
-            self.alpha, self.grid, self.objective, self.temperature, self.aggregate, self.trim,
-            self.limit, self.hard,
-        )  # fmt: skip
 
     @property
     def name(self) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from expertmix.errors import ConfigError
 from expertmix.optimize.kernels import Kernel, kernel_of, weigh
+from expertmix.optimize.neighborhood import Neighborhood
 from expertmix.optimize.reference import ReferenceSet
 from expertmix.optimize.samples import Sample
 from expertmix.optimize.search import Backend, Index, Metric
@@ -30,43 +31,6 @@ from expertmix.optimize.similar import Duplicates
 
 _SLACK = 13  # candidates beyond k that are looked at first
 Order = Literal["nearest", "random"]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Neighborhood:
-    """Neighbors of B samples, nearest first.
-
-    Attributes:
-        indices: (B, k) int64 numbers of references; -1 is nobody.
-        similarity: (B, k) cosines, 0 of nobody.
-        distance: (B, k), infinite of nobody.
-        weights: (B, k) kernel weights that sum to 1, all 0 in a row without neighbors.
-        dropped: (B,) int64: near-duplicates that were met, and left out, before k were found.
-        query: (B, H) embeddings of the samples.
-    """
-
-    indices: Tensor
-    similarity: Tensor
-    distance: Tensor
-    weights: Tensor
-    dropped: Tensor
-    query: Tensor
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @property
-    def present(self) -> Tensor:
-        """(B, k) bool: there is a neighbor."""
-        return self.indices >= 0
-
-    def rows(self, numbers: Sequence[int]) -> Neighborhood:
-        """Of some of the samples."""
-        at = torch.tensor(list(numbers), dtype=torch.int64)
-        return Neighborhood(
-            self.indices[at], self.similarity[at], self.distance[at], self.weights[at],
-            self.dropped[at], self.query[at],
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,12 +283,3 @@ def find(
 ) -> Neighborhood:
     """Neighbors of samples in one call; see `Finder`, which is ready for many."""
     return Finder(reference, settings).find(embeddings_BH, samples)
-
-
-def nobody(query_BH: Tensor, width: int = 0) -> Neighborhood:
-    """No neighbors."""
-    shape = (len(query_BH), width)
-    return Neighborhood(
-        torch.full(shape, -1), torch.zeros(shape), torch.full(shape, torch.inf),
-        torch.zeros(shape), torch.zeros(len(query_BH), dtype=torch.int64), query_BH,
-    )  # fmt: skip

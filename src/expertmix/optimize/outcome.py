@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from expertmix.core.pathway import Mode
-from expertmix.optimize.neighbors import Neighborhood
+from expertmix.optimize.neighborhood import Neighborhood
 from expertmix.optimize.samples import Sample
 
 

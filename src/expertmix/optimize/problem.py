@@ -16,7 +16,8 @@ from expertmix.core.progress import Progress, quiet
 from expertmix.optimize.samples import Sample
 
 if TYPE_CHECKING:
-    from expertmix.optimize.neighbors import Finder, Neighborhood
+    from expertmix.optimize.neighborhood import Neighborhood
+    from expertmix.optimize.neighbors import Finder
     from expertmix.optimize.reference import ReferenceSet
 
 

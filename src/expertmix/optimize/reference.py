@@ -44,7 +44,6 @@ class ReferenceSet:
         logprobs: Per reference (O, W) log-probabilities of its options' tokens.
         states: Where states come from.
         embedding: How samples are embedded as the references were.
-        size: Bytes on disk, 0 if in memory.
     """
 
     meta: ReferenceMeta
@@ -55,7 +54,6 @@ class ReferenceSet:
     logprobs: Sequence[Tensor]
     states: States = field(default_factory=NoStates)
     embedding: Embedding = "mean"
-    size: int = 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -67,11 +65,6 @@ class ReferenceSet:
         for values in (self.embeddings, self.start, self.mass):
             hashed.update(values.contiguous().numpy().tobytes())
         return hashed.hexdigest()
-
-    @property
-    def bytes_per_sample(self) -> float:
-        """Of its folder."""
-        return self.size / max(1, len(self))
 
     @classmethod
     def build(
@@ -113,7 +106,9 @@ class ReferenceSet:
         plan = make_plan(pathways, samples, embedding, states, batch_size)
         if to is not None:
             plan.stream(Path(to), progress)
-            return cls.load(to, embedding=None if isinstance(embedding, Tensor) else embedding)
+            found = cls.load(to, embedding=None if isinstance(embedding, Tensor) else embedding)
+            found._check_function()
+            return found
         meta, entries = plan.read(progress)
         kept = [entry.state for entry in entries if entry.state is not None]
         embeddings, values, mass = (
@@ -129,6 +124,18 @@ class ReferenceSet:
             HeldStates(kept) if meta.states else NoStates(),
             GIVEN if isinstance(embedding, Tensor) else embedding,
         )
+
+    def _check_function(self) -> None:
+        """Whether a function of texts is the one that made the embeddings in a folder."""
+        if isinstance(self.embedding, str | Tensor):
+            return
+        now = embed(self.embedding, self.samples[:1], ())
+        then = self.embeddings[:1]
+        if now.shape != then.shape or not torch.allclose(now, then, rtol=1e-3, atol=1e-3):
+            raise ConfigError(
+                "the folder holds embeddings that another function of texts made: choose another "
+                "folder, or remove it first"
+            )
 
     @classmethod
     def load(cls, folder: str | Path, *, embedding: Embedding | None = None) -> ReferenceSet:
@@ -152,7 +159,6 @@ class ReferenceSet:
             found.parts["logprobs"],
             found.states,
             found.meta.embedding if embedding is None else embedding,
-            found.size,
         )
 
     def save(self, folder: str | Path) -> None:

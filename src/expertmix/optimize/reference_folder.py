@@ -63,14 +63,12 @@ class Contents:
         samples: N.
         parts: Per name, N tensors.
         states: Where states come from.
-        size: Bytes of the folder.
     """
 
     meta: ReferenceMeta
     samples: list[Sample]
     parts: dict[str, list[Tensor]]
     states: States
-    size: int
 
 
 def part_path(folder: Path, number: int) -> Path:
@@ -102,9 +100,7 @@ def finish(folder: Path, meta: ReferenceMeta, parts: int, digest: str = "") -> N
     Raises:
         OutputError: It cannot be written.
     """
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    data = {"meta": meta.to_dict(), "parts": parts, "bytes": size, "digest": digest}
-    write_json(folder / MANIFEST, data)
+    write_json(folder / MANIFEST, {"meta": meta.to_dict(), "parts": parts, "digest": digest})
     for path in folder.glob(".*.partial"):  # left by runs that were killed
         path.unlink(missing_ok=True)
 
@@ -153,7 +149,6 @@ def load(folder: Path) -> Contents:
         [sample for _, sample, _, _ in found],
         {name: [row[name] for _, _, row, _ in found] for name in names},
         StoredStates(folder, places) if meta.states else NoStates(),
-        int(manifest.get("bytes", 0)),
     )
 
 

@@ -7,7 +7,7 @@ Legend: B samples, k neighbors, D decision tokens, L sites, E experts, G values 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -16,7 +16,13 @@ from torch import Tensor
 from expertmix.core.pathway import Mode
 from expertmix.core.progress import Progress, quiet
 from expertmix.errors import ConfigError
-from expertmix.optimize.aggregate import Aggregate, check_aggregate, influence, joined
+from expertmix.optimize.aggregate import (
+    Aggregate,
+    check_aggregate,
+    earliest_best,
+    influence,
+    joined,
+)
 from expertmix.optimize.descent import hard_width
 from expertmix.optimize.probes import Probe
 from expertmix.optimize.problem import Problem, Solution
@@ -88,7 +94,7 @@ class Search:
         tried = [problem.start]
         tried += [mixed(base_BDLE, target_BDLE, alpha) for alpha in alphas_G[1:]]
         curve_GB = surrogate.many(torch.stack(tried))
-        best_B = curve_GB.nan_to_num(nan=torch.inf).argmin(0)
+        best_B = earliest_best(curve_GB)
         known_B = known_B & curve_GB[0].isfinite().to(known_B.device)
         found = self._at(problem, base_BDLE, target_BDLE, alphas_G[best_B], known_B)
         losses = torch.stack([curve_GB[0], curve_GB.gather(0, best_B[None])[0]])
@@ -114,18 +120,11 @@ class KernelRegression:
     are flatter than what they average; the base's top-K mass is kept, so nothing shrinks.
 
     Attributes:
-        alpha: See `Search`.
-        grid: Values of α that are compared.
+        search: How far to move.
         combine: Of the neighbors' distributions: their weighted `mean`, as in the paper; the
             weighted `median` or `trimmed` mean of each expert's probability (renormalized), which
             a poisoned reference cannot pull away.
         cut: Share of the weight that this `trimmed` leaves away at each end.
-        objective: See `Search`, as for the next five.
-        temperature: Of the objective `choice`.
-        aggregate: Of the neighbors' losses.
-        trim: Of the aggregate `trimmed`.
-        limit: Probes in one batch.
-        hard: Whether L is taken with the top K.
 
     Raises:
         ConfigError: An impossible setting.
@@ -133,28 +132,12 @@ class KernelRegression:
 
     needs_labels: ClassVar[bool] = False
 
-    alpha: float | str = "search"
-    grid: int = 6
+    search: Search = field(default_factory=Search)
     combine: Aggregate = "mean"
     cut: float = 0.25
-    objective: Objective = "answer"
-    temperature: float = 1.0
-    aggregate: Aggregate = "mean"
-    trim: float = 0.25
-    limit: int = 64
-    hard: bool = True
 
     def __post_init__(self) -> None:
         check_aggregate(self.combine, self.cut)
-        _ = self.search  # checks the rest
-
-    @property
-    def search(self) -> Search:
-        """How far to move, with these settings."""
-        return Search(
-            self.alpha, self.grid, self.objective, self.temperature, self.aggregate, self.trim,
-            self.limit, self.hard,
-        )  # fmt: skip
 
     @property
     def name(self) -> str:

@@ -77,7 +77,7 @@ class Duplicates:
         """Numbers of all references that are near-duplicates of a sample."""
         near = {
             number
-            for words in {True, sample.text is not None}
+            for words in {False, sample.text is not None}
             for gram in grams(_units(sample, words), self.size)
             for number in self._holders.get(gram, ())
         }

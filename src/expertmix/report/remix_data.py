@@ -62,6 +62,8 @@ class RemixLine:
         of: Of a control, the method that it doubts; empty where it doubts all.
         doubted: Controls over which the gain of this method is not shown.
         settings: In words.
+        shifts: Whether it adds to what the routers give, so that how its routing moved is exact at
+            the first critical site only.
         stages: Milliseconds per item by stage; may hold less than all.
     """
 
@@ -84,6 +86,7 @@ class RemixLine:
     of: str = ""
     doubted: tuple[str, ...] = ()
     settings: str = ""
+    shifts: bool = False
     stages: Mapping[str, float] = field(default_factory=dict)
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -172,10 +172,6 @@ class RemixReport:
             tiles=[],
             sections=[remix_samples.single(self, found[0])],
         ).html()
-
-    def without_text(self) -> RemixReport:
-        """The same without prompts and options."""
-        return replace(self, texts=None)
 
     def save(self, path: str | Path) -> Path:
         """Write the page.

@@ -56,7 +56,7 @@ class OptimizeResult:
         rows: A row per contestant and item.
         lines: A line per contestant.
         said: What they show, in words.
-        resumed: Rows that an earlier, unfinished run had left.
+        resumed: Answers that an earlier, unfinished run had left: one per contestant and question.
     """
 
     folder: Path | None
@@ -97,8 +97,9 @@ def run_optimize(job: OptimizeJob, progress: Progress = quiet) -> OptimizeResult
     with finished(book):
         if job.out is not None:
             _deliver(plan, rows, lines, book, content)
+    resumed = sum("number" in row for row in book.rows[: book.resumed])
     return OptimizeResult(
-        job.out, content, tuple(rows), tuple(lines), tuple(content["shows"]), book.resumed
+        job.out, content, tuple(rows), tuple(lines), tuple(content["shows"]), resumed
     )
 
 

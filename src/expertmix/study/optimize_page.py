@@ -75,6 +75,7 @@ def _line(
         of=line_of(contestant.method) if contestant.method and contestant.twist else "",
         doubted=tuple(one.control for one in unbeaten(rows, lines, line)),
         settings=_settings(contestant), stages=_stages(own),
+        shifts=contestant.method is not None and contestant.method.mode == "add",
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from expertmix.bindings.critical import critical_sites
 from expertmix.core.progress import Progress, quiet
 from expertmix.core.site import SiteInfo
 from expertmix.errors import ConfigError
+from expertmix.optimize.reference_folder import MANIFEST
 from expertmix.routers.router import Router
 from expertmix.study import figures
 from expertmix.study.adapters import Composition, look
@@ -21,8 +22,11 @@ from expertmix.study.choice_prompts import Asked, ask, ask_references
 from expertmix.study.choice_sets import open_items
 from expertmix.study.contestants import Contestant, contestants
 from expertmix.study.loading import Outline, outline
-from expertmix.study.optimize_settings import OptimizeJob
+from expertmix.study.optimize_settings import ROUTER, OptimizeJob
 from expertmix.study.settings import RouterSpec
+
+_SETTINGS = ("layers", "decisions", "scored", "batch_size", "seed", "dtype", "interventions")
+"""Of a job, those that decide what comes out and stand nowhere else in its identity."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -125,20 +129,11 @@ class OptimizePlan:
         return {
             "model": fingerprint,
             "task": _digest(self.task),
-            "reference": job.reference if self.reference is None else _digest(self.reference),
+            "reference": _set_digest(job.reference)
+            if self.reference is None
+            else _digest(self.reference),
             "routings": [one.line for one in self.contestants],
-            **{
-                name: getattr(job, name)
-                for name in (
-                    "layers",
-                    "decisions",
-                    "scored",
-                    "batch_size",
-                    "seed",
-                    "dtype",
-                    "interventions",
-                )
-            },
+            **{name: getattr(job, name) for name in _SETTINGS},
             "neighbors": asdict(job.neighbors),
             "gate": asdict(job.keeping),
         }
@@ -156,8 +151,10 @@ def plan_optimize(job: OptimizeJob, progress: Progress = quiet) -> OptimizePlan:
     runs = contestants(job.main, job.against, controls=job.controls, seed=job.seed)
     items, left = sift(open_items(job.task, progress))
     folder = Path(job.reference).is_dir()
+    if folder:
+        _set_digest(job.reference)
     known = ([], []) if folder else sift(open_items(job.reference, progress))
-    router = None if job.adapters is None else _router(job)
+    router = _router(job)
     composition = _composition(job, progress)
     if composition is None:
         model: Outline | Any = outline(job.model, progress)
@@ -202,7 +199,11 @@ def _references(job: OptimizeJob, known: tuple[list[Item], list[LeftOut]], model
     return Known(tuple(chosen), tuple(asked), tuple(known[1]))
 
 
-def _router(job: OptimizeJob) -> Router:
+def _router(job: OptimizeJob) -> Router | None:
+    if job.adapters is None:
+        if job.router != ROUTER:
+            raise ConfigError("--router is of adapters, and there are none: name --adapters too")
+        return None
     made = RouterSpec.parse(job.router).make([])
     if made is None:
         raise ConfigError("--router base composes nothing: choose a router, or leave out adapters")
@@ -217,6 +218,22 @@ def _check_sizes(job: OptimizeJob) -> None:
     for name in ("decisions", "batch_size"):
         if getattr(job, name) < 1:
             raise ConfigError(f"{name} must be at least 1, not {getattr(job, name)}")
+
+
+def _set_digest(folder: str) -> str:
+    """Of a reference set that is there.
+
+    Raises:
+        ConfigError: The folder holds none.
+    """
+    try:
+        manifest = (Path(folder) / MANIFEST).read_bytes()
+    except OSError as problem:
+        raise ConfigError(
+            f"{folder} holds no finished reference set: it has no {MANIFEST}. Name a folder that "
+            f"`em.references(…, to=…)` wrote, or the reference-… folder of an earlier run's --out"
+        ) from problem
+    return hashlib.sha256(manifest).hexdigest()[:16]
 
 
 def _digest(known: Known) -> str:

@@ -79,17 +79,17 @@ class ItemRow:
     @property
     def correct(self) -> bool | None:
         """Whether the right option has the best score; None where there is no choice."""
-        return None if self.free else best(self.scores) == self.gold
+        return None if self.free else is_right(self.scores, self.gold)
 
     @property
     def base_correct(self) -> bool | None:
         """The same of the base."""
-        return None if self.free else best(self.base) == self.gold
+        return None if self.free else is_right(self.base, self.gold)
 
     @property
     def dense_correct(self) -> bool | None:
         """The same with all experts that were used while optimizing."""
-        return None if self.free else best(self.dense or self.scores) == self.gold
+        return None if self.free else is_right(self.dense or self.scores, self.gold)
 
     @property
     def loss(self) -> float:
@@ -177,6 +177,11 @@ def best(scores: Sequence[float]) -> int:
     )
 
 
+def is_right(scores: Sequence[float], gold: int) -> bool:
+    """Whether the right option has the best score, and that is a number."""
+    return best(scores) == gold and not math.isnan(scores[gold])
+
+
 def choice_loss(scores: Sequence[float], gold: int) -> float:
     """−log of the softmax over the options' scores at the right one, in nats.
 
@@ -198,11 +203,13 @@ SCHEMA = pa.schema(
         ("dense_loss", pa.float64()), ("scores", pa.list_(pa.float64())),
         ("base_scores", pa.list_(pa.float64())), ("dense_scores", pa.list_(pa.float64())),
         ("neighbors", pa.list_(pa.list_(pa.string()))), ("weights", _LISTS),
-        ("similarity", _LISTS), ("losses", _LISTS), ("changed", pa.int32()),
+        ("similarity", _LISTS), ("dropped", pa.list_(pa.int32())), ("losses", _LISTS),
+        ("changed", pa.int32()),
         ("refused", pa.list_(pa.string())), ("notes", pa.string()), ("seconds", pa.float64()),
+        ("stages", pa.string()),
     ]
 )  # fmt: skip
-"""Columns of `results.parquet`; `notes` is JSON."""
+"""Columns of `results.parquet`; `notes` and `stages`, the seconds by stage, are JSON."""
 
 
 Texts = Sequence[tuple[str, list[str]]]
@@ -234,6 +241,6 @@ def _columns(row: ItemRow) -> dict[str, Any]:
     for name in ("correct", "base_correct", "dense_correct", "loss", "base_loss", "dense_loss"):
         found[name] = getattr(row, name)
     found["base_scores"], found["dense_scores"] = found.pop("base"), found.pop("dense")
-    found["notes"] = json.dumps(row.notes)
+    found["notes"], found["stages"] = json.dumps(row.notes), json.dumps(row.stages)
     del found["free"]
     return found

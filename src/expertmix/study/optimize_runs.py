@@ -14,7 +14,8 @@ from typing import Any
 from expertmix.core.pathway import Pathways, Reading
 from expertmix.optimize.gate import Gate
 from expertmix.optimize.item import Clock
-from expertmix.optimize.neighbors import Finder, Neighborhood, Neighbors
+from expertmix.optimize.neighborhood import Neighborhood
+from expertmix.optimize.neighbors import Finder, Neighbors
 from expertmix.optimize.outcome import Outcome, plain
 from expertmix.optimize.reference import ReferenceSet
 from expertmix.optimize.remix import outcomes
@@ -244,12 +245,10 @@ class Runner:
     ) -> list[dict[str, Any]]:  # fmt: skip
         with clock("neighbors"):
             near = self._near(readings, samples)
+        named = [self._named(near, row) for row in range(len(base))]
         return [
-            {
-                "scores": vote(own, self._chosen(near, row), near.weights[row].tolist()),
-                **self._named(near, row),
-            }
-            for row, own in enumerate(base)
+            {"scores": vote(own, self._chosen(near, row), one["weights"]), **one}
+            for row, (own, one) in enumerate(zip(base, named, strict=True))
         ]
 
     def _shown(

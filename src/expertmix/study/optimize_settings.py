@@ -16,6 +16,9 @@ from expertmix.study.choice_prompts import Style, StyleName, Units
 from expertmix.study.names import Dtype
 from expertmix.study.settings import parse_settings
 
+ROUTER = "pooled"
+"""Of adapters, by default."""
+
 Made = TypeVar("Made", Neighbors, Gate)
 
 
@@ -64,7 +67,7 @@ class OptimizeJob:
     against: tuple[str, ...] = ()
     controls: bool = True
     adapters: str | None = None
-    router: str = "pooled"
+    router: str = ROUTER
     layers: str = "last 5"
     decisions: int = 1
     scored: bool = False

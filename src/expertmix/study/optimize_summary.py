@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from expertmix.report.remix_data import LEVEL
 from expertmix.study.bootstrap import Estimate
 from expertmix.study.contestants import Kind
 from expertmix.study.figures import number
@@ -32,7 +33,7 @@ class Line:
         moved: Items by right and wrong, before and after.
         p: McNemar's, against the base.
         p_holm: Corrected over the methods; of methods only.
-        loss: Mean choice loss in nats.
+        loss: Mean choice loss in nats, over the items where it and the base's are finite.
         change: Mean change of it against the base, with a paired bootstrap interval.
         changed: Items whose routing was changed in any of their orders.
         refused: Items that were left alone, by reason.
@@ -58,6 +59,11 @@ class Line:
     gap: float
     milliseconds: float
     relative: float
+
+    @property
+    def helps(self) -> bool:
+        """A method that is shown to get more items right than the base."""
+        return self.p_holm < LEVEL and self.moved.gained > self.moved.lost
 
     def figures(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -117,6 +123,8 @@ def _line(rows: Sequence[ItemRow], corrected: Mapping[str, float], gain: float, 
         [row.seconds for row in rows], [row.stages.get("read", 0.0) for row in rows]
     ))  # fmt: skip
     right = moved.both + moved.gained
+    known = [row for row in rows if math.isfinite(row.loss) and math.isfinite(row.base_loss)]
+    before, after = [row.base_loss for row in known], [row.loss for row in known]
     return Line(
         method=name,
         kind=rows[0].kind,
@@ -126,10 +134,8 @@ def _line(rows: Sequence[ItemRow], corrected: Mapping[str, float], gain: float, 
         moved=moved,
         p=moved.p if choice and rows[0].kind != "base" else math.nan,
         p_holm=corrected.get(name, math.nan),
-        loss=sum(row.loss for row in rows) / len(rows),
-        change=mean_difference(
-            [row.base_loss for row in rows], [row.loss for row in rows], seed=seed
-        ),
+        loss=sum(after) / len(after) if after else math.nan,
+        change=mean_difference(before, after, seed=seed),
         changed=sum(row.changed > 0 for row in rows),
         refused=_refused(rows),
         gap=_gain(rows) / gain if gain > 0 and rows[0].kind != "base" else math.nan,

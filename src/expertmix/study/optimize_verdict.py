@@ -62,7 +62,7 @@ def _loss_table(lines: Sequence[Line]) -> Table:
         ),
         note="loss: of the choice among the options, in nats (of a text with one answer: minus its "
         "score); lower is better. of oracle: share of the oracle's gain in right answers. cost: "
-        "time per item over the base's pass, with that pass, and with what a method learns once.",
+        "time per item, the base's pass included, over that pass.",
     )
 
 
@@ -82,7 +82,17 @@ def verdict(rows: Sequence[ItemRow], lines: Sequence[Line]) -> list[str]:
     for line in lines:
         if line.kind == "method":
             said += [_against_base(line), *_left_alone(line), *_against_controls(rows, lines, line)]
-    return [*said, *_steerable(lines)]
+    return [*said, *_steerable(lines), *_unread(rows)]
+
+
+def _unread(rows: Sequence[ItemRow]) -> list[str]:
+    """Items on which the model itself fails."""
+    own = [row for row in rows if row.method == rows[0].method]
+    failed = sum(not math.isfinite(row.base_loss) for row in own)
+    if not failed:
+        return []
+    counted = words.counted(failed, "item")
+    return [f"{counted} of {len(own)} cannot be read: scores are not finite. No loss counts them."]
 
 
 def _against_base(line: Line) -> str:
@@ -106,13 +116,15 @@ def _left_alone(line: Line) -> list[str]:
     if not line.refused:
         return []
     why = words.listed([f"{reason} ({count})" for reason, count in line.refused.items()])
-    left = line.items - line.changed
-    return [f"It left the routing of {words.counted(left, 'item')} of {line.items} alone: {why}."]
+    alone = f"{line.items - line.changed} of {words.counted(line.items, 'item')}"
+    return [f"{line.method} left the routing of {alone} alone: {why}."]
 
 
 def _against_controls(rows: Sequence[ItemRow], lines: Sequence[Line], line: Line) -> list[str]:
+    if line.helps and not any(one.kind == "control" for one in lines):
+        return ["No control was run: the gain need not come from what similar items teach."]
     return [
-        f"It is not shown to be better than {one.control} ({one.moved.gained} against "
+        f"{line.method} is not shown to be better than {one.control} ({one.moved.gained} against "
         f"{one.moved.lost}, p = {one.moved.p:.3g})."
         for one in unbeaten(rows, lines, line)
     ]
@@ -139,9 +151,9 @@ def unbeaten(rows: Sequence[ItemRow], lines: Sequence[Line], line: Line) -> list
         lines: All of them.
         line: The method's; one that is not shown to help has nothing to be doubted.
     """
-    mine = {row.item: row for row in rows if row.method == line.method}
-    if line.p_holm >= LEVEL or math.isnan(line.p_holm) or line.moved.gained <= line.moved.lost:
+    if not line.helps:
         return []
+    mine = {row.item: row for row in rows if row.method == line.method}
     found = []
     for control in lines:
         if control.kind == "control":

@@ -129,12 +129,7 @@ def remix(
         torch.inference_mode(False),  # a caller may be in it, and gradients are needed
         torch.enable_grad(),
         open_pathways(
-            model,
-            layers=layers,
-            decisions=decisions,
-            scored=scored,
-            shift=shift,
-            progress=progress,
+            model, layers=layers, decisions=decisions, scored=scored, shift=shift, progress=progress
         ) as pathways,
     ):
         reference.check(pathways)

@@ -33,10 +33,9 @@ def section(report: RemixReport) -> Section | None:
         reading=(
             "Read: the base's own pass over prompt and options, which every routing needs. "
             "Neighbors: finding similar items. States: fetching what is kept of them. Solve: "
-            "optimizing the pathway. Evaluate: scoring the options with the new one. What a method "
-            "learns once is spread over the items. Cost is relative to reading in the very same "
-            "batches, since a machine's speed changes during a run; where that is not told apart, "
-            "to the base's run."
+            "optimizing the pathway. Evaluate: scoring the options with the new one, or behind "
+            "examples. What a method learns once is spread over the items. Cost is relative to "
+            "reading. An item is read once, and that time is counted for every routing."
         ),
         body=join([swatches(shown), chart(plot), _table(report)]),
         plots=(plot,),

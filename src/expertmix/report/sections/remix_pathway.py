@@ -25,7 +25,7 @@ def section(report: RemixReport) -> Section | None:
         return None
     plots = [_plots(report, one, number) for number, (_, one) in enumerate(moved)]
     shown = [
-        (line.method, _panel(report, one, mine))
+        (line.method, _panel(report, line, one, mine))
         for (line, one), mine in zip(moved, plots, strict=True)
     ]
     body = panels("Routing", "pathway-method", shown) if len(shown) > 1 else shown[0][1]
@@ -55,7 +55,9 @@ def headline(report: RemixReport, line: RemixLine, moved: Moved) -> str:
     )
 
 
-def _panel(report: RemixReport, moved: Moved, plots: tuple[Plot, Plot, Plot]) -> Html:
+def _panel(
+    report: RemixReport, line: RemixLine, moved: Moved, plots: tuple[Plot, Plot, Plot]
+) -> Html:
     before, after, change = plots
     top = words.decimal(float(change.data[0]["zmax"]), 3)
     caption = (
@@ -71,10 +73,20 @@ def _panel(report: RemixReport, moved: Moved, plots: tuple[Plot, Plot, Plot]) ->
     counted = tag(
         "p", {"class": "reading"},
         f"{words.counted(moved.moves, 'changed routing')}. The number of experts that a token "
-        f"calls is the same before and after.",
+        f"calls is the same before and after.{shifted(report, line)}",
     )  # fmt: skip
     return join(
         [counted, pair, tag("h3", {}, "Difference"), chart(change, caption), _table(report, moved)]
+    )
+
+
+def shifted(report: RemixReport, line: RemixLine) -> str:
+    """What is not exact in how a routing moved, as a sentence behind another; or nothing."""
+    if not line.shifts:
+        return ""
+    return (
+        f" This routing shifts what the routers give: after is exact at {report.sites[0]}; behind "
+        f"it the routers read something else than before, which is not counted here."
     )
 
 

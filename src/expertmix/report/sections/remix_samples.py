@@ -12,6 +12,7 @@ from expertmix.report.remix_data import Move, RemixItem, RemixLine, Turn
 from expertmix.report.remix_moves import entropy, incoming
 from expertmix.report.remix_report import RemixReport
 from expertmix.report.section import CellStyle, Section, folded, grid, panels, shade
+from expertmix.report.sections.remix_pathway import shifted
 from expertmix.report.sparkline import sparkline
 
 _MOST_EXPERTS = 12  # of a layer that are named
@@ -102,7 +103,7 @@ def _inside(report: RemixReport, one: RemixItem) -> Html:
             _reason(turn),
             _neighbors(turn),
             _losses(turn),
-            _weights(report, turn),
+            _weights(report, one, turn),
             _others(report, one),
         ]
     )
@@ -130,9 +131,12 @@ def _options(report: RemixReport, one: RemixItem) -> Html:
         known[number] if number < len(known) else _unnamed(one, number)
         for number in range(len(one.scores))
     ]
-    dense = [CellStyle(_score(score)) for score in one.dense]
     choice = one.correct is not None
     best = [_best(scores) for scores in (one.base, one.scores)]
+    dense = [
+        CellStyle(_score(score), strong=choice and number == _best(one.dense))
+        for number, score in enumerate(one.dense)
+    ]
     rows = []
     for number, name in enumerate(names):
         cells = [
@@ -222,7 +226,7 @@ def _losses(turn: Turn) -> Html:
     )
 
 
-def _weights(report: RemixReport, turn: Turn) -> Html:
+def _weights(report: RemixReport, one: RemixItem, turn: Turn) -> Html:
     if turn.move is None:
         return Html("")
     rows = [row for site in range(len(report.sites)) for row in _layer(report, turn.move, site)]
@@ -237,9 +241,10 @@ def _weights(report: RemixReport, turn: Turn) -> Html:
         css="grid loose tight",
     )
     note = (
-        "Experts that the token calls, the largest weight first; bold: the base had not called it. "
-        "Entropy of the weights and divergence from the base are in nats."
+        "Experts that the token calls, each with its weight, the largest first; bold: the base had "
+        "not called it. Entropy of the weights and divergence from the base are in nats."
     )
+    note += "".join(shifted(report, line) for line in report.lines if line.method == one.method)
     return join([tag("h3", {}, "Weights by layer"), table, tag("p", {"class": "reading"}, note)])
 
 
