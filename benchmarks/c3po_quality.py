@@ -1,7 +1,8 @@
 """What C3PO is worth on questions: methods, rivals and controls, on test items nobody looked at.
 
 Prints `name: value` lines: accuracy with Wilson's interval, flips both ways, McNemar's p against
-the base, the change in choice loss with a paired bootstrap interval, and the cost over the base's pass.
+the base, the change in choice loss with a paired bootstrap interval, and the cost over the base's
+pass.
 
     python benchmarks/c3po_quality.py --data ../shared/data --out runs/c3po
                                       [--tasks arc_easy piqa hellaswag families] [--quick] [--save]
