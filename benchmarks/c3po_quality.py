@@ -34,7 +34,7 @@ from expertmix.study.optimize_job import run_optimize
 from expertmix.study.optimize_settings import OptimizeJob
 
 ITEMS, REFERENCES = 300, 1500
-METHODS = ("ngd", "kernel_regression", "mode_finding", "router_tuning", "context")
+METHODS = ("ngd", "kernel_regression", "mode_finding", "router_tuning")
 TASKS: dict[str, tuple[str, ...]] = {
     "arc_easy": ("choice_train/openbook_qa.json",),
     "piqa": ("choice/siqa.jsonl", "choice/commonsense_qa.jsonl"),
@@ -96,7 +96,8 @@ def job(options: argparse.Namespace, task: str) -> OptimizeJob:
         return OptimizeJob(
             model=str(options.families), task=str(options.families / "test.jsonl"),
             reference=str(options.families / "reference.jsonl"), method=methods[0],
-            against=methods[1:], limit=items if options.quick else None, batch_size=32,
+            against=(*methods[1:], "leave_one_out", "context"),
+            limit=items if options.quick else None, batch_size=32,
             out=out / task, dtype="float32",
         )  # fmt: skip
     return OptimizeJob(
