@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -23,10 +23,9 @@ from expertmix.bindings.attention import masks, refuse_other
 from expertmix.bindings.discovery import Block
 from expertmix.bindings.gates import gates_of
 from expertmix.bindings.head import Head
-from expertmix.bindings.pathway_tap import PathwayTap
-from expertmix.bindings.sparing import Fixed, Sparing
+from expertmix.bindings.session import Session
+from expertmix.bindings.sparing import Fixed
 from expertmix.bindings.split_attention import Attended, NotPlainError, splitting
-from expertmix.bindings.still import refuse_attached, still
 from expertmix.bindings.suffix_batch import SuffixBatch, contexts, predictions_of
 from expertmix.bindings.transformers import TransformersMoE
 from expertmix.bindings.tree import Tail, Tree, plant
@@ -73,8 +72,8 @@ class Suffix:
         self.first = self.stack.index(self.blocks[0].info.site.name)
         self.lm: Any = moe.model
         self.late: Any = self.stack.from_layer(self.first)
-        self.tap = PathwayTap(self.sites, shift)
-        self._sparing = Sparing(self.tap)
+        self._session = Session(self.moe, self.lm, self.moe, self.sites, shift=shift)
+        self.tap = self._session.tap
         self._entry: nn.Module = self.stack.layers[self.first]
         self._head = Head(self.lm)
         self.split = self.stack.owner.config._attn_implementation == "sdpa"
@@ -86,13 +85,9 @@ class Suffix:
         """The critical sites."""
         return tuple(block.info for block in self.blocks)
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        return self.moe.fingerprint()
-
     def fingerprint(self) -> str:
         """Of the model; read once."""
-        return self._fingerprint
+        return self._session.fingerprint
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -101,20 +96,8 @@ class Suffix:
         Raises:
             UnsupportedRuntimeError: The model is open already, or is being recorded.
         """
-        refuse_attached(self.moe)
-        with ExitStack() as stack:
-            stack.callback(self._rest)
-            stack.enter_context(still(self.lm))
-            stack.enter_context(self.moe.attach(self.tap))
-            for block in self.moe.blocks:
-                first = block is self.blocks[0]
-                self._sparing.hook(block.experts, block.info.top_k, stack, first=first)
+        with self._session.running(first=self.blocks[0]):
             yield
-
-    def _rest(self) -> None:
-        self.tap.rest()
-        self._sparing.rest()
-        self.moe.recover()
 
     def read(self, questions: Sequence[Question]) -> list[Reading]:
         """One plain pass over all of them."""
@@ -123,8 +106,8 @@ class Suffix:
         tree = plant(questions, self.decisions).to(self._device(self.lm))
         cache, entered = DynamicCache(), list[Tensor]()
         predictions = predictions_of(tree, tree.context)
-        self._rest()
-        self._sparing.counting = tree.real.flatten().nonzero().flatten()
+        self._session.rest()
+        self._session.sparing.counting = tree.real.flatten().nonzero().flatten()
         hook = entering(self._entry, entered)
         try:
             with torch.no_grad(), self._head.packing(predictions):
@@ -142,7 +125,7 @@ class Suffix:
             ]
         finally:
             hook.remove()
-            self._rest()
+            self._session.rest()
 
     def _reading(
         self, tree: Tree, row: int, one: Question, logprobs: Tensor, hidden: Tensor, cache: Any
@@ -206,15 +189,15 @@ class Suffix:
     def score(self, batch: Any, pathway: Pathway | None) -> Tensor:
         """Log-probabilities of the options' tokens under a pathway; of a batch made by `batch`."""
         assert isinstance(batch, SuffixBatch), "made by `batch`"
-        self._rest()
-        self._sparing.fixed = batch.fixed
+        self._session.rest()
+        self._session.sparing.fixed = batch.fixed
         if pathway is not None:
             self.tap.placed = batch.slots.lay(pathway, self.sites, self.shift)
         try:
             output = self._pass(batch)
             return batch.predictions.logprobs(self._head.logits(output, batch.predictions))
         finally:
-            self._rest()
+            self._session.rest()
 
     def gates(self) -> tuple[Tensor, ...]:
         """Weight matrices of the critical routers; see `core.pathway.TunableRouters`.
@@ -227,13 +210,13 @@ class Suffix:
     def routed(self, batch: Any) -> Tensor:
         """Logits that the gates give now at the decision tokens; see `TunableRouters`."""
         assert isinstance(batch, SuffixBatch), "made by `batch`"
-        self._rest()
+        self._session.rest()
         try:
             self._pass(batch)
             rows_BD = batch.slots.prompt_rows()
             return torch.stack([self.tap.logits[info.site][rows_BD] for info in self.sites], 2)
         finally:
-            self._rest()
+            self._session.rest()
 
     def _pass(self, batch: SuffixBatch) -> Any:
         if self.split:
@@ -245,7 +228,7 @@ class Suffix:
 
     def _run(self, batch: SuffixBatch) -> Any:
         cache = batch.cache(self.first, split=self.split)
-        self._sparing.counting = batch.counting
+        self._session.sparing.counting = batch.counting
         self.tap.begin(batch.position, batch.position)
         hook = enter(self._entry, batch.hidden)
         try:

@@ -10,9 +10,8 @@ Legend: B questions, R rows, S columns, O options, W longest option, D decision 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,10 +19,8 @@ from torch import Tensor, nn
 
 from expertmix.bindings.both import Both
 from expertmix.bindings.head import Head, Predictions
-from expertmix.bindings.pathway_tap import PathwayTap
+from expertmix.bindings.session import Session
 from expertmix.bindings.slots import Slots
-from expertmix.bindings.sparing import Sparing
-from expertmix.bindings.still import refuse_attached, still
 from expertmix.bindings.transformers import TransformersMoE
 from expertmix.bindings.truncated import Stack, entering
 from expertmix.core.pathway import Pathway, Question, Reading
@@ -127,20 +124,15 @@ class Whole:
         self.decisions, self.scored, self.shift = decisions, scored, shift
         self.notice = notice
         self.lm: Any = model_of(self.routed)
-        self._moe = _moe_of(self.routed)
-        self.tap = PathwayTap(self.sites, shift)
-        self._sparing = Sparing(self.tap)
+        self._session = Session(self.routed, self.lm, _moe_of(self.routed), self.sites, shift=shift)
+        self.tap = self._session.tap
         self._entry = _entry(self.lm, self.sites[0].site.name)
         self._head = Head(self.lm)
         self._device = next(self.lm.parameters()).device
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        return self.routed.fingerprint()
-
     def fingerprint(self) -> str:
         """Of the model; read once."""
-        return self._fingerprint
+        return self._session.fingerprint
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -149,20 +141,8 @@ class Whole:
         Raises:
             UnsupportedRuntimeError: The model is open already, or is being recorded.
         """
-        refuse_attached(self.routed)
-        with ExitStack() as stack:
-            stack.callback(self._rest)
-            stack.enter_context(still(self.lm))
-            stack.enter_context(self.routed.attach(self.tap))
-            for block in () if self._moe is None else self._moe.blocks:
-                self._sparing.hook(block.experts, block.info.top_k, stack, first=False)
+        with self._session.running():
             yield
-
-    def _rest(self) -> None:
-        self.tap.rest()
-        self._sparing.rest()
-        if self._moe is not None:
-            self._moe.recover()
 
     def read(self, questions: Sequence[Question]) -> list[Reading]:
         """One plain pass over all of them."""
@@ -170,7 +150,7 @@ class Whole:
             return []
         rows = self.batch(questions, [{}] * len(questions))
         entered = list[Tensor]()
-        self._rest()
+        self._session.rest()
         hook = entering(self._entry, entered)
         try:
             with torch.no_grad():
@@ -181,7 +161,7 @@ class Whole:
             ]
         finally:
             hook.remove()
-            self._rest()
+            self._session.rest()
 
     def _reading(
         self, rows: Rows, number: int, one: Question, logprobs: Tensor, entered: Tensor
@@ -215,16 +195,16 @@ class Whole:
     def score(self, batch: Any, pathway: Pathway | None) -> Tensor:
         """Log-probabilities of the options' tokens under a pathway; of a batch made by `batch`."""
         assert isinstance(batch, Rows), "made by `batch`"
-        self._rest()
+        self._session.rest()
         if pathway is not None:
             self.tap.placed = batch.slots.lay(pathway, self.sites, self.shift)
         try:
             return self._logprobs(batch)
         finally:
-            self._rest()
+            self._session.rest()
 
     def _logprobs(self, rows: Rows) -> Tensor:
-        self._sparing.counting = rows.counting
+        self._session.sparing.counting = rows.counting
         with self._head.packing(rows.predictions):
             output = self.lm(input_ids=rows.ids, attention_mask=rows.real, use_cache=False)
             return rows.predictions.logprobs(self._head.logits(output, rows.predictions))
