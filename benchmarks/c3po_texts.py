@@ -1,17 +1,18 @@
-"""C3PO where the router is known to be wrong: the default MoE with damaged routers.
+"""C3PO on text: the default MoE with routers that are known to be wrong, and as it is.
 
 In the last five layers the rows of each router are permuted (`permuted`), or noise is added to them
-(`noisy`), so better routing is known to exist: the undamaged router's. A text of one of eight
-domains is a prompt of 96 tokens and 32 tokens that follow; references are training texts of the
-same domains. All scored tokens are decision tokens, and share one shift of the routers' logits.
+(`noisy`), so better routing is known to exist: the undamaged router's. `none` leaves them as they
+are: can the routing of a text still be better where its domain has an expert? A text of one of
+eight domains is a prompt of 96 tokens and 32 tokens that follow; references are training texts of
+the same domains. All scored tokens are decision tokens, and share one shift of the routers' logits.
 
-Prints `name: value` lines: `loss` in nats per token with the router's own top K; `recovered`, the
-share (damaged − method) / (damaged − intact) of the damage that a method undoes, with `_low` and
-`_high`, a 95 % interval of a paired bootstrap over texts; `changed`, the share of the texts whose
-routing was changed at all.
+Prints `name: value` lines: `loss` in nats per token with the router's own top K; `change`, what it
+is above that without re-mixing; `recovered`, the share (damaged − method) / (damaged − intact) of
+the damage that a method undoes; `_low` and `_high` are a 95 % interval of a paired bootstrap over
+texts; `moved`, the share of the texts whose routing was changed at all.
 
-    python benchmarks/c3po_damaged.py --data ../shared/data [--damage permuted noisy]
-                                      [--methods ngd random …] [--quick] [--save]
+    python benchmarks/c3po_texts.py --data ../shared/data [--damage permuted noisy none]
+                                    [--methods ngd random …] [--quick] [--save]
 
 While methods were built, the first four blocks of each domain's held-out text were looked at; these
 figures come from the blocks after the 80th.
@@ -115,6 +116,8 @@ def damaged(model: Any, kind: str, seed: int = 0) -> Iterator[None]:
 
 def wrong(weight_EH: torch.Tensor, kind: str, draw: torch.Generator) -> torch.Tensor:
     """A router's rows in another order, or with noise as large as they are."""
+    if kind == "none":
+        return weight_EH
     if kind == "permuted":
         return weight_EH[torch.randperm(len(weight_EH), generator=draw)]
     noise = torch.randn(weight_EH.shape, generator=draw)
@@ -179,23 +182,32 @@ def contest(
         hard = [-float(one.hard[0]) for one in found.outcomes]
         undone = [before - after for before, after in zip(broken, hard, strict=True)]
         gap = [before - after for before, after in zip(broken, intact, strict=True)]
-        share = estimate(ratio(*Draws(len(gap)).sums(undone, gap)), len(gap))
         yield f"{kind}_{name}_loss", sum(hard) / len(hard)
-        yield f"{kind}_{name}_recovered", share.value
-        yield f"{kind}_{name}_recovered_low", share.low
-        yield f"{kind}_{name}_recovered_high", share.high
+        yield from interval(f"{kind}_{name}_change", undone, [-1.0] * len(undone))
+        if kind != "none":
+            yield from interval(f"{kind}_{name}_recovered", undone, gap)
         changed = sum(one.changed for one in found.outcomes)
-        yield f"{kind}_{name}_changed", changed / len(found.outcomes)
+        yield f"{kind}_{name}_moved", changed / len(found.outcomes)
         yield f"{kind}_{name}_seconds_per_text", sum(found.seconds.values()) / len(gap)
+
+
+def interval(name: str, top: Sequence[float], bottom: Sequence[float]) -> figures.Figures:
+    """A quotient of sums over texts, with the interval of a bootstrap over texts."""
+    share = estimate(ratio(*Draws(len(top)).sums(top, bottom)), len(top))
+    yield name, share.value
+    yield f"{name}_low", share.low
+    yield f"{name}_high", share.high
 
 
 if __name__ == "__main__":
     parser = figures.parser(__doc__, "one text of each domain and one damage")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--damage", nargs="+", choices=("permuted", "noisy"), default=["permuted"])
+    parser.add_argument(
+        "--damage", nargs="+", choices=("permuted", "noisy", "none"), default=["permuted"]
+    )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--tests", type=int, default=6, help="texts of each domain")
     parser.add_argument("--references", type=int, default=20, help="of each domain")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     run: Callable[[argparse.Namespace], figures.Figures] = measure
-    figures.show("c3po_damaged", parser.parse_args(), run)
+    figures.show("c3po_texts", parser.parse_args(), run)
