@@ -72,6 +72,23 @@ class PartialFile:
             self.path.unlink(missing_ok=True)
 
 
+def write_whole(target: Path, content: bytes) -> int:
+    """Write a file whole or not at all; returns its size in bytes.
+
+    Raises:
+        OutputError: It cannot be written; nothing is left half-written.
+    """
+    partial = PartialFile(target)
+    try:
+        with partial.writing():
+            size = partial.file.write(content)
+        partial.seal()
+        partial.publish()
+    finally:
+        partial.discard()
+    return size
+
+
 def _create(target: Path) -> tuple[Path, BinaryIO]:
     for attempt in count():
         mark = f"-{attempt}" if attempt else ""

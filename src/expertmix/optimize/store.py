@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from expertmix.core.partial import PartialFile, output_errors
+from expertmix.core.partial import output_errors, write_whole
 from expertmix.errors import ConfigError
 
 Row = Mapping[str, Tensor]
@@ -48,15 +48,7 @@ def write_rows(path: Path, rows: Sequence[Row], notes: Any = None) -> int:
         name: [list(row[name].shape) if name in row else None for row in rows] for name in names
     }
     header = {_SHAPES: json.dumps(shapes), _NOTES: json.dumps(notes)}
-    partial = PartialFile(path)
-    try:
-        with partial.writing():
-            size = partial.file.write(save(flat, header))
-        partial.seal()
-        partial.publish()
-    finally:
-        partial.discard()
-    return size
+    return write_whole(path, save(flat, header))
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -65,14 +57,7 @@ def write_json(path: Path, data: Any) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    partial = PartialFile(path)
-    try:
-        with partial.writing():
-            partial.file.write((json.dumps(data, indent=1) + "\n").encode())
-        partial.seal()
-        partial.publish()
-    finally:
-        partial.discard()
+    write_whole(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from expertmix.core.partial import PartialFile
+from expertmix.core.partial import write_whole
 from expertmix.report.markup import Html, join, script_data, sentence, tag, text
 from expertmix.report.section import Section
 
@@ -67,15 +67,7 @@ def write_page(html: str, path: str | Path) -> Path:
         OutputError: The file cannot be written; nothing is left half-written.
     """
     target = Path(path)
-    content = html.encode("utf-8", "replace")
-    page = PartialFile(target)
-    try:
-        with page.writing():
-            page.file.write(content)
-        page.seal()
-        page.publish()
-    finally:
-        page.discard()
+    write_whole(target, html.encode("utf-8", "replace"))
     return target
 
 
