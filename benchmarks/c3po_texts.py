@@ -12,7 +12,8 @@ the damage that a method undoes; `_low` and `_high` are a 95 % interval of a pai
 texts; `moved`, the share of the texts whose routing was changed at all.
 
     python benchmarks/c3po_texts.py --data ../shared/data [--damage permuted noisy none]
-                                    [--methods ngd random …] [--quick] [--save]
+                                    [--methods ngd random …] [--domains maths …]
+                                    [--quick] [--save]
 
 While methods were built, the first four blocks of each domain's held-out text were looked at; these
 figures come from the blocks after the 80th.
@@ -77,11 +78,11 @@ def sample(ids: Sequence[int], name: str, answer: Sequence[int] | None = None) -
     return Sample(Question(tuple(ids[:PROMPT]), (after,)), 0, (float(len(after)),), name)
 
 
-def tests(data: Path, tokenizer: Any, count: int) -> list[Sample]:
+def tests(data: Path, tokenizer: Any, domains: Sequence[str], count: int) -> list[Sample]:
     """So many held-out texts of each domain."""
     return [
         sample(ids, f"{name} {number}")
-        for name in texts.NAMES
+        for name in domains
         for number, ids in enumerate(texts.blocks(data, tokenizer, name, texts.FIRST, count))
     ]
 
@@ -146,7 +147,7 @@ def measure(options: argparse.Namespace) -> figures.Figures:
         default_moe_path(), dtype=getattr(torch, options.dtype)
     )
     count, known = (1, 4) if options.quick else (options.tests, options.references)
-    asked = tests(options.data, tokenizer, count)
+    asked = tests(options.data, tokenizer, options.domains, count)
     answered = {
         kind: references(options.data, tokenizer, known, shuffled=kind == "shuffled")
         for kind in {METHODS[name][2] for name in options.methods}
@@ -206,8 +207,12 @@ if __name__ == "__main__":
         "--damage", nargs="+", choices=("permuted", "noisy", "none"), default=["permuted"]
     )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument(
+        "--domains", nargs="+", choices=texts.NAMES, default=texts.NAMES, help="of the texts asked"
+    )
     parser.add_argument("--tests", type=int, default=6, help="texts of each domain")
     parser.add_argument("--references", type=int, default=20, help="of each domain")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     run: Callable[[argparse.Namespace], figures.Figures] = measure
-    figures.show("c3po_texts", parser.parse_args(), run)
+    options = parser.parse_args()
+    figures.show("_".join(["c3po_texts", *options.damage]), options, run)

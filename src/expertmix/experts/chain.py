@@ -1,0 +1,350 @@
+"""A chain of experts: one MoE layer that runs C times on the same token (arXiv 2506.18945).
+
+All iterations share their experts; each has, or shares, a router. So experts work on what experts
+made in the iteration before, inside one layer.
+
+Knows tokens and experts; no attention, no language model, and not how experts multiply: they are a
+module that takes (hidden states, expert numbers, weights), as everywhere in transformers.
+
+Legend: T tokens, H hidden size, E experts, K of them per token, G groups of experts.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from expertmix.errors import ConfigError
+
+GATINGS = ("independent", "shared", "fixed")
+RESIDUALS = ("inner", "outer", "init", "inner+outer", "none")
+NORMS = ("once", "per_iteration")
+SHARED_EXPERTS = ("per_iteration", "once")
+SCORES = ("softmax", "sigmoid")
+
+
+class ChainSettings(Protocol):
+    """What a chain is made by; `CoeConfig` is one, and its docstring explains every name."""
+
+    hidden_size: int
+    rms_norm_eps: float
+    num_experts: int
+    num_experts_per_tok: int
+    num_iterations: int
+    active_iterations: int | None
+    gating: str
+    residual: str
+    norm: str
+    shared_experts: str
+    shared_expert_gate: bool
+    iteration_scale: bool
+    halting_threshold: float | None
+    checkpoint_iterations: bool
+    scores: str
+    n_group: int | None
+    topk_group: int | None
+    router_bias: bool
+    router_float32: bool
+    norm_topk_prob: bool
+    routed_scaling_factor: float
+
+
+def check_chain(config: ChainSettings) -> None:
+    """Refuse settings of which no chain can be made.
+
+    Raises:
+        ConfigError: Says which key, what is wrong with it, and what it may be.
+    """
+    for key, allowed in (
+        ("gating", GATINGS),
+        ("residual", RESIDUALS),
+        ("norm", NORMS),
+        ("shared_experts", SHARED_EXPERTS),
+        ("scores", SCORES),
+    ):
+        value = getattr(config, key)
+        if value not in allowed:
+            raise ConfigError(f"{key}={value!r} is unknown: give one of {', '.join(allowed)}")
+    _check_counts(config)
+    _check_groups(config)
+    if config.halting_threshold is not None and not config.halting_threshold >= 0:
+        raise ConfigError(
+            f"halting_threshold={config.halting_threshold} must not be negative: it is the size of "
+            f"an update, relative to what it is added to, below which a token stops"
+        )
+
+
+def _check_counts(config: ChainSettings) -> None:
+    for key in ("num_experts", "num_experts_per_tok", "num_iterations"):
+        if getattr(config, key) < 1:
+            raise ConfigError(f"{key}={getattr(config, key)} must be at least 1")
+    if config.active_iterations is not None and config.active_iterations < 1:
+        raise ConfigError(
+            f"active_iterations={config.active_iterations} must be at least 1, or None"
+        )
+    if config.num_experts_per_tok > config.num_experts:
+        raise ConfigError(
+            f"num_experts_per_tok={config.num_experts_per_tok} is more than "
+            f"num_experts={config.num_experts}: lower it"
+        )
+
+
+def _check_groups(config: ChainSettings) -> None:
+    groups, chosen = config.n_group, config.topk_group
+    if (groups is None) != (chosen is None):
+        raise ConfigError(f"n_group={groups} and topk_group={chosen}: give both, or neither")
+    if groups is None or chosen is None:
+        return
+    if groups < 1 or config.num_experts % groups:
+        raise ConfigError(f"num_experts={config.num_experts} do not split into n_group={groups}")
+    reach = chosen * config.num_experts // groups
+    if not 1 <= chosen <= groups or reach < config.num_experts_per_tok:
+        raise ConfigError(
+            f"topk_group={chosen} of n_group={groups} leaves {reach} experts, of which "
+            f"num_experts_per_tok={config.num_experts_per_tok} are to be chosen"
+        )
+
+
+class ChainRouter(nn.Module):
+    """The router of an iteration: a gate, scores, and the K best of them.
+
+    s = softmax(W x), or sigmoid(W x); g_i = s_i for the K largest, or of the best groups only, else
+    0 (arXiv 2506.18945, eq. 3; groups as DeepSeek-V2 has them for softmax, V3 for sigmoid). A bias
+    moves the selection and never a weight.
+    """
+
+    def __init__(self, config: ChainSettings) -> None:
+        super().__init__()
+        self.config = config
+        self.top_k = config.num_experts_per_tok
+        self.num_experts = config.num_experts
+        self.weight = nn.Parameter(torch.zeros(config.num_experts, config.hidden_size))
+        if config.router_bias:
+            self.e_score_correction_bias = nn.Buffer(torch.zeros(config.num_experts))
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Route.
+
+        Args:
+            hidden_states: (T, H).
+
+        Returns:
+            (T, E) logits, (T, K) weights and (T, K) expert numbers, the best first.
+        """
+        config = self.config
+        weight_EH: Tensor = self.weight
+        wide = torch.promote_types(hidden_states.dtype, torch.float32)
+        if config.router_float32:
+            hidden_states, weight_EH = hidden_states.to(wide), weight_EH.to(wide)
+        logits_TE = nn.functional.linear(hidden_states, weight_EH)
+        softmax = config.scores == "softmax"
+        scores_TE = logits_TE.softmax(-1, dtype=wide) if softmax else logits_TE.to(wide).sigmoid()
+        index_TK = self._eligible(scores_TE).topk(self.top_k, dim=-1).indices
+        weights_TK = scores_TE.gather(1, index_TK)
+        if config.norm_topk_prob:
+            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+        weights_TK = weights_TK * config.routed_scaling_factor
+        return logits_TE, weights_TK.to(logits_TE.dtype), index_TK
+
+    def _eligible(self, scores_TE: Tensor) -> Tensor:
+        """What is selected from: biased scores, those of other groups gone."""
+        config = self.config
+        if config.router_bias:
+            scores_TE = scores_TE + self.e_score_correction_bias
+        if config.n_group is None or config.topk_group is None:
+            return scores_TE
+        grouped_TGe = scores_TE.view(len(scores_TE), config.n_group, -1)
+        if config.scores == "softmax":
+            best_TG = grouped_TGe.amax(-1)
+        else:
+            best_TG = grouped_TGe.topk(min(2, grouped_TGe.shape[-1]), dim=-1).values.sum(-1)
+        chosen_TG = best_TG.topk(config.topk_group, dim=-1).indices
+        closed_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter(1, chosen_TG, value=False)
+        open_TGe: Tensor = grouped_TGe.masked_fill(closed_TG[..., None], float("-inf"))
+        return open_TGe.flatten(1)
+
+
+class Routed(NamedTuple):
+    """What an iteration decided.
+
+    Attributes:
+        experts: (T, K) their numbers.
+        weights: (T, K).
+    """
+
+    experts: Tensor
+    weights: Tensor
+
+
+class Iteration(nn.Module):
+    """What is an iteration's own: a norm, a router and a scale, each where the settings want one.
+
+    Args:
+        config: Settings.
+        number: 0 for the first.
+    """
+
+    def __init__(self, config: ChainSettings, number: int) -> None:
+        super().__init__()
+        own_gate = number == 0 or config.gating == "independent"
+        own_norm = config.norm == "per_iteration"
+        self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps) if own_norm else None
+        self.gate = ChainRouter(config) if own_gate else None
+        self.scale = nn.Parameter(torch.ones(())) if number and config.iteration_scale else None
+
+    def forward(
+        self,
+        hidden_TH: Tensor,
+        number: int,
+        chain: Chain,
+        before: Routed | None,
+        halted_T: Tensor | None,
+    ) -> tuple[Tensor, Routed]:
+        """One update, before any residual: s_t · F_t(x).
+
+        Args:
+            hidden_TH: x.
+            number: Which iteration this is; beyond the last one, the last is repeated.
+            chain: Whose experts are called.
+            before: What the iteration before decided, where that holds on.
+            halted_T: (T,) bool, tokens that call nobody any more, or None.
+        """
+        if self.norm is not None:
+            hidden_TH = self.norm(hidden_TH)
+        if before is None:
+            _, weights_TK, index_TK = chain.gate_of(number)(hidden_TH)
+            before = Routed(index_TK, weights_TK)
+        weights_TK = before.weights
+        if halted_T is not None:
+            weights_TK = weights_TK.masked_fill(halted_T[:, None], 0.0)
+        update_TH = chain.mix(hidden_TH, before.experts, weights_TK, number, halted_T)
+        return (update_TH if self.scale is None else update_TH * self.scale), before
+
+
+class Chain(nn.Module):
+    """C iterations over shared experts, with norm and residual: a whole feed-forward sub-layer.
+
+    With F_t(x) = Σ_m Ê_m(x) + Σ_i g_{t,i} E_i(x), t = 1..C (arXiv 2506.18945, eq. 2-4):
+
+    - residual `inner`: x_t = x_{t-1} + F_t(x_{t-1}), y = x_C; `outer`: x_t = F_t(x_{t-1}),
+      y = x_C + x_0; `init`: x_t = F_t(x_{t-1}) + x_0, y = x_C; `inner+outer`: the former with + x_0
+      at the end; `none`: x_t = F_t(x_{t-1}), y = x_C.
+    - norm `per_iteration`: x_0 is the residual stream, and F_t reads RMS_t(x_{t-1}): with C = 1, a
+      plain pre-norm MoE. `once`: x_0 = RMS(stream), and the stream itself goes on no further, as in
+      the paper's code and its MoE baseline.
+
+    Args:
+        config: Settings; `active_iterations`, `halting_threshold` and `checkpoint_iterations` are
+            read at every call.
+        experts: Takes (hidden (T, H), numbers (T, K), weights (T, K)), gives (T, H).
+        shared: The shared experts, (T, H) to (T, H), or None.
+    """
+
+    def __init__(
+        self, config: ChainSettings, experts: nn.Module, shared: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        check_chain(config)
+        once, gated = config.norm == "once", shared is not None and config.shared_expert_gate
+        self.config = config
+        self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps) if once else None
+        self.iterations = nn.ModuleList(
+            Iteration(config, number) for number in range(config.num_iterations)
+        )
+        self.experts = experts
+        self.shared_experts = shared
+        self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False) if gated else None
+
+    @property
+    def depth(self) -> int:
+        """How many iterations run: `active_iterations`, or C."""
+        return self.config.active_iterations or len(self.iterations)
+
+    def iteration(self, number: int) -> Iteration:
+        """The module that runs as iteration `number`; the last one repeats itself."""
+        found = self.iterations[min(number, len(self.iterations) - 1)]
+        assert isinstance(found, Iteration)
+        return found
+
+    def gate_of(self, number: int) -> ChainRouter:
+        """The router of an iteration."""
+        found = self.iteration(number).gate or self.iteration(0).gate
+        assert found is not None
+        return found
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(…, H) residual stream to (…, H)."""
+        config = self.config
+        x_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
+        if self.norm is not None:
+            x_TH = self.norm(x_TH)
+        start_TH = x_TH
+        routed: Routed | None = None
+        halted_T: Tensor | None = None
+        for number in range(self.depth):
+            held = routed if config.gating == "fixed" else None
+            update_TH, routed = self._update(x_TH, number, held, halted_T)
+            moved_TH = self._join(x_TH, update_TH, start_TH)
+            if halted_T is not None:
+                moved_TH = torch.where(halted_T[:, None], x_TH, moved_TH)
+            if config.halting_threshold is not None and not self.training:
+                small_T = _ratio(moved_TH - x_TH, x_TH) < config.halting_threshold
+                halted_T = small_T if halted_T is None else halted_T | small_T
+            x_TH = moved_TH
+            if halted_T is not None and bool(halted_T.all()):
+                break
+        if "outer" in config.residual:
+            x_TH = x_TH + start_TH
+        return x_TH.reshape(hidden_states.shape)
+
+    def mix(
+        self,
+        hidden_TH: Tensor,
+        index_TK: Tensor,
+        weights_TK: Tensor,
+        number: int,
+        halted_T: Tensor | None,
+    ) -> Tensor:
+        """What routed and shared experts give."""
+        routed_TH: Tensor = self.experts(hidden_TH, index_TK, weights_TK)
+        once = self.config.shared_experts == "once"
+        if self.shared_experts is None or (once and number):
+            return routed_TH
+        if halted_T is None:
+            return routed_TH + self._shared(hidden_TH)
+        running = (~halted_T).nonzero().flatten()
+        return routed_TH.index_add(0, running, self._shared(hidden_TH[running]))
+
+    def _shared(self, hidden_TH: Tensor) -> Tensor:
+        assert self.shared_experts is not None
+        given_TH: Tensor = self.shared_experts(hidden_TH)
+        if self.shared_expert_gate is None:
+            return given_TH
+        weight_T1: Tensor = self.shared_expert_gate(hidden_TH).sigmoid()
+        return weight_T1 * given_TH
+
+    def _update(
+        self, x_TH: Tensor, number: int, held: Routed | None, halted_T: Tensor | None
+    ) -> tuple[Tensor, Routed]:
+        run: Any = self.iteration(number)
+        if self.config.checkpoint_iterations and self.training and torch.is_grad_enabled():
+            run = partial(checkpoint, run, use_reentrant=False)
+        found: tuple[Tensor, Routed] = run(x_TH, number, self, held, halted_T)
+        return found
+
+    def _join(self, x_TH: Tensor, update_TH: Tensor, start_TH: Tensor) -> Tensor:
+        if "inner" in self.config.residual:
+            return x_TH + update_TH
+        return update_TH + start_TH if self.config.residual == "init" else update_TH
+
+
+def _ratio(update_TH: Tensor, x_TH: Tensor) -> Tensor:
+    """(T,) size of an update, relative to what it is added to."""
+    size_T: Tensor = torch.linalg.vector_norm(x_TH.float(), dim=-1)
+    moved_T: Tensor = torch.linalg.vector_norm(update_TH.float(), dim=-1)
+    return moved_T / size_T.clamp(min=1e-12)
