@@ -32,6 +32,7 @@ import rivals
 import torch
 from quality_data import NAMES
 
+from expertmix.core.estimate import Estimate
 from expertmix.core.record import record
 from expertmix.experts.compose import ready
 from expertmix.experts.composed import Composed
@@ -49,7 +50,7 @@ from expertmix.routers.pooled import Pooled
 from expertmix.routers.router import Router
 from expertmix.routers.spectr import SpectR
 from expertmix.routers.uniform import Uniform
-from expertmix.study.bootstrap import Draws, Estimate, estimate, ratio
+from expertmix.study.bootstrap import Draws, estimate, ratio
 from expertmix.study.contest import Contestant, read
 from expertmix.study.corpus import Corpus
 from expertmix.study.evaluation import Evaluation, evaluate

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import pytest
 
+from expertmix.core.estimate import Estimate
 from expertmix.errors import ConfigError, OutputError
-from expertmix.report.remix_data import Interval, Move, Near, RemixItem, RemixLine, Turn
+from expertmix.report.remix_data import Move, Near, RemixItem, RemixLine, Turn
 from expertmix.report.remix_moves import Moved
 from expertmix.report.remix_report import RemixReport
 from expertmix.report.remix_words import headline
@@ -41,8 +42,8 @@ def item(number: int, method: str, before: int, after: int, **changes: object) -
 def line(method: str, kind: str, **changes: object) -> RemixLine:
     """A routing over four items."""
     found = RemixLine(
-        method=method, kind=kind, items=4, accuracy=Interval(0.5, 0.15, 0.85), loss=1.0,
-        change=Interval(0.0, -0.2, 0.2) if kind != "base" else Interval(0.0), milliseconds=20.0,
+        method=method, kind=kind, items=4, accuracy=Estimate(0.5, 0.15, 0.85), loss=1.0,
+        change=Estimate(0.0, -0.2, 0.2) if kind != "base" else Estimate(0.0), milliseconds=20.0,
         relative=2.0, dense=0.5, p=1.0, p_holm=1.0 if kind in ("method", "rival") else math.nan,
     )  # fmt: skip
     return replace(found, **changes)
@@ -50,9 +51,9 @@ def line(method: str, kind: str, **changes: object) -> RemixLine:
 
 BASE = line("base", "base", milliseconds=10.0, relative=1.0, p=math.nan, stages={"read": 10.0})
 NGD = line(
-    "ngd", "method", accuracy=Interval(0.625, 0.31, 0.87), gained=7, lost=5, changed=4,
+    "ngd", "method", accuracy=Estimate(0.625, 0.31, 0.87), gained=7, lost=5, changed=4,
     stages={"read": 9.0, "solve": 8.0, "evaluate": 3.0}, settings="ngd, steps=2",
-    change=Interval(-0.125, -0.25, 0.0312), p=0.774, p_holm=0.774,
+    change=Estimate(-0.125, -0.25, 0.0312), p=0.774, p_holm=0.774,
 )  # fmt: skip
 RANDOM = line("ngd, random neighbors", "control", of="ngd", changed=4)
 WRONG = line("wrong_oracle", "bound", lost=2, p=0.5, changed=4)
@@ -245,7 +246,7 @@ def test_names_are_text() -> None:
         ({"p_holm": 0.04, "doubted": ("vote",)}, "It is not shown to be better than `vote`"),
         ({"p_holm": 0.04, "gained": 1}, "`ngd` is shown to harm (1 gained, 5 lost"),
         ({"p_holm": 0.05}, "may be chance"),
-        ({"change": Interval(-0.1, -0.2, -0.01)}, "Loss does fall"),
+        ({"change": Estimate(-0.1, -0.2, -0.01)}, "Loss does fall"),
     ],
 )
 def test_the_headline_claims_what_the_test_carries(changes: dict, said: str) -> None:
@@ -259,7 +260,7 @@ def test_the_headline_claims_what_the_test_carries(changes: dict, said: str) -> 
 
 def test_controls_whose_loss_falls_are_named() -> None:
     """Beside a fall of a method's loss, so that it is not taken for what the neighbors taught."""
-    falls = Interval(-0.1, -0.2, -0.01)
+    falls = Estimate(-0.1, -0.2, -0.01)
     found = headline([BASE, replace(NGD, change=falls), replace(RANDOM, change=falls)])
     assert "It falls as well under the control `ngd, random neighbors`." in found
 
@@ -270,9 +271,9 @@ def test_a_headline_without_methods_claims_nothing() -> None:
     assert found == "No method was run beside the base, so nothing is claimed."
 
 
-def free(change: Interval) -> RemixReport:
+def free(change: Estimate) -> RemixReport:
     """Texts with one answer each."""
-    none = Interval(math.nan)
+    none = Estimate(math.nan)
     lines = [
         replace(one, accuracy=none, dense=math.nan, gained=0, lost=0, p=math.nan, p_holm=math.nan)
         for one in (BASE, NGD)
@@ -287,7 +288,7 @@ def free(change: Interval) -> RemixReport:
 
 def test_free_texts_speak_of_losses() -> None:
     """Without a choice there is no accuracy, no flip and no gold option on the page."""
-    page = free(Interval(-0.2, -0.3, -0.1)).html()
+    page = free(Estimate(-0.2, -0.3, -0.1)).html()
     assert '<span class="name">ngd</span> is shown to lower the loss, by 0.200 nats' in page
     assert "loss-dots" in data(page)
     assert "accuracy-dots" not in data(page)
@@ -296,7 +297,7 @@ def test_free_texts_speak_of_losses() -> None:
         "routing", "kind", "loss", "change in loss [95 %]", "changed", "ms", "cost",
     ]  # fmt: skip
     assert rows(page, "Scores")[0] == ["option", "base", "new", "change"]
-    assert "No method is shown to lower the loss." in free(Interval(-0.2, -0.4, 0.1)).html()
+    assert "No method is shown to lower the loss." in free(Estimate(-0.2, -0.4, 0.1)).html()
 
 
 def odd_pages() -> dict[str, RemixReport]:
@@ -327,7 +328,7 @@ def odd_pages() -> dict[str, RemixReport]:
             ],
         ),
         "no time": report(lines=(replace(BASE, milliseconds=0.0), replace(NGD, relative=math.nan))),
-        "free": free(Interval(0.0, -0.1, 0.1)),
+        "free": free(Estimate(0.0, -0.1, 0.1)),
     }
 
 

@@ -13,29 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from expertmix.core.estimate import Estimate
+
 Kind = Literal["base", "method", "rival", "control", "bound"]
 LEVEL = 0.05
 """A p-value below it counts as shown."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A number with its 95 % interval.
-
-    Attributes:
-        value: The number; nan where there is none.
-        low: Lower end; nan where it cannot be told.
-        high: Upper end.
-    """
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +52,9 @@ class RemixLine:
     method: str
     kind: Kind
     items: int
-    accuracy: Interval
+    accuracy: Estimate
     loss: float
-    change: Interval
+    change: Estimate
     milliseconds: float
     relative: float
     dense: float = math.nan

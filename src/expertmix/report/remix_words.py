@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from expertmix.core.estimate import Estimate
 from expertmix.report import words
-from expertmix.report.remix_data import Interval, RemixLine
+from expertmix.report.remix_data import RemixLine
 
 STEERING = (
     "The oracle is told the right answer and moves the routing toward it, so it bounds what "
@@ -29,7 +30,7 @@ def p_value(value: float) -> str:
     return "<0.001" if value < 0.001 else words.decimal(value, 3)
 
 
-def share_interval(found: Interval) -> str:
+def share_interval(found: Estimate) -> str:
     """`57.0 % [52, 62]`."""
     if math.isnan(found.low):
         return share(found.value)
@@ -37,7 +38,7 @@ def share_interval(found: Interval) -> str:
     return f"{share(found.value)} [{low}, {high}]"
 
 
-def change_interval(found: Interval) -> str:
+def change_interval(found: Estimate) -> str:
     """`+0.012 [-0.004, +0.031]`."""
     if math.isnan(found.low):
         return words.signed(found.value, 3)

@@ -10,36 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from expertmix.core.estimate import Estimate
 
 Sums = NDArray[np.float64]
 """(R + 1,) a sum over texts: of the texts as they are first, then of each draw."""
 
 DRAWS = 2000
 _INSIDE = 95  # per cent of the draws
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A number with its interval.
-
-    Attributes:
-        value: Of the texts as they are.
-        low: Lower end of the 95 % interval; `nan` where one cannot be told.
-        high: Upper end.
-    """
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
 
 
 class Draws:

@@ -15,6 +15,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from expertmix.core.estimate import Estimate
 from expertmix.core.progress import Progress, quiet
 from expertmix.errors import ConfigError
 from expertmix.experts.compose import Calibration, ready
@@ -22,7 +23,7 @@ from expertmix.experts.fused import Combination
 from expertmix.experts.shelf import Shelf
 from expertmix.routers.oracle import Oracle
 from expertmix.routers.router import Router
-from expertmix.study.bootstrap import DRAWS, Draws, Estimate, Sums, estimate, ratio
+from expertmix.study.bootstrap import DRAWS, Draws, Sums, estimate, ratio
 from expertmix.study.contest import Contestant, Reading, read
 from expertmix.study.corpus import Corpus
 from expertmix.study.routing_counts import RoutingCounts

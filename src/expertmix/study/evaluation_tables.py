@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from expertmix.core.estimate import Estimate
 from expertmix.report import words
 from expertmix.report.routing_check import RoutingCheck
 from expertmix.report.table import Cell, Table
 from expertmix.study import figures
-from expertmix.study.bootstrap import Estimate
 from expertmix.study.evaluation import Evaluation
 
 _TO = "\u2026"  # between the ends of an interval: without blanks, which would break the line

@@ -9,7 +9,6 @@ from expertmix.core.site import SiteInfo
 from expertmix.optimize.table import line_of, settings_of
 from expertmix.report import places, words
 from expertmix.report.remix_data import (
-    Interval,
     Kind,
     Move,
     Near,
@@ -18,7 +17,6 @@ from expertmix.report.remix_data import (
     Turn,
 )
 from expertmix.report.remix_report import RemixReport
-from expertmix.study.bootstrap import Estimate
 from expertmix.study.contestants import Contestant
 from expertmix.study.optimize_plan import OptimizePlan
 from expertmix.study.optimize_rows import ItemRow
@@ -68,8 +66,8 @@ def _line(
     kind: Kind = "rival" if line.kind == "method" and line.method != main else line.kind
     own = [row for row in rows if row.method == line.method]
     return RemixLine(
-        method=line.method, kind=kind, items=line.items, accuracy=_interval(line.accuracy),
-        loss=line.loss, change=_interval(line.change), milliseconds=line.milliseconds,
+        method=line.method, kind=kind, items=line.items, accuracy=line.accuracy,
+        loss=line.loss, change=line.change, milliseconds=line.milliseconds,
         relative=line.relative, dense=line.dense, gained=line.moved.gained, lost=line.moved.lost,
         p=line.p, p_holm=line.p_holm, gap=line.gap, changed=line.changed, refused=line.refused,
         of=line_of(contestant.method) if contestant.method and contestant.twist else "",
@@ -77,10 +75,6 @@ def _line(
         settings=_settings(contestant), stages=_stages(own),
         shifts=contestant.method is not None and contestant.method.mode == "add",
     )  # fmt: skip
-
-
-def _interval(found: Estimate) -> Interval:
-    return Interval(found.value, found.low, found.high)
 
 
 def _settings(contestant: Contestant) -> str:

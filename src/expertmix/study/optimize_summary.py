@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from expertmix.core.estimate import Estimate
 from expertmix.report.remix_data import LEVEL
-from expertmix.study.bootstrap import Estimate
 from expertmix.study.contestants import Kind
 from expertmix.study.figures import number
 from expertmix.study.optimize_rows import ItemRow

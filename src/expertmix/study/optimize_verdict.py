@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from expertmix.core.estimate import Estimate
 from expertmix.report import remix_words, words
 from expertmix.report.remix_data import LEVEL
 from expertmix.report.table import Table
-from expertmix.study.bootstrap import Estimate
 from expertmix.study.optimize_rows import ItemRow
 from expertmix.study.optimize_summary import Line
 from expertmix.study.paired import Flips, flips

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
+from expertmix.core.estimate import Estimate
 from expertmix.errors import ConfigError
-from expertmix.study.bootstrap import DRAWS, Draws, Estimate, estimate
+from expertmix.study.bootstrap import DRAWS, Draws, estimate
 
 _Z95 = 1.959963984540054  # the normal distribution's quantile at 97.5 %
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from expertmix.core.estimate import Estimate
 from expertmix.report import words
 from expertmix.report.markup import join
 from expertmix.report.palette import INK, PETROFF
 from expertmix.report.plots import Json, Plot, axis_title, base_layout, label
-from expertmix.report.remix_data import Interval, RemixLine
+from expertmix.report.remix_data import RemixLine
 from expertmix.report.remix_report import RemixReport
 from expertmix.report.section import Section, chart, swatches
 
@@ -74,8 +75,8 @@ def _differs(line: RemixLine) -> bool:
     return not math.isnan(line.dense) and line.kind != "base" and line.changed > 0
 
 
-def _scaled(found: Interval) -> Interval:
-    return Interval(100 * found.value, 100 * found.low, 100 * found.high)
+def _scaled(found: Estimate) -> Estimate:
+    return Estimate(100 * found.value, 100 * found.low, 100 * found.high)
 
 
 def _hollow(dense: Sequence[tuple[int, RemixLine]]) -> Json:
@@ -99,7 +100,7 @@ def _change_plot(report: RemixReport) -> Plot:
 
 
 def _traces(
-    lines: Sequence[RemixLine], number: Callable[[RemixLine], Interval], hover: str
+    lines: Sequence[RemixLine], number: Callable[[RemixLine], Estimate], hover: str
 ) -> list[Json]:
     """A trace per kind, for the legend."""
     found = []
