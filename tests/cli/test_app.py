@@ -8,7 +8,10 @@ import pytest
 from expertmix import __version__
 from expertmix.study import trace_job
 
-COMMANDS = ("demo", "trace", "compose", "spectra", "convert", "report", "models", "doctor")
+COMMANDS = (
+    "demo", "trace", "compose", "optimize", "spectra", "convert", "train", "report", "models",
+    "doctor",
+)  # fmt: skip
 
 
 def _python(code: str) -> subprocess.CompletedProcess[str]:

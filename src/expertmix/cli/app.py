@@ -17,6 +17,7 @@ from expertmix.cli.report import report
 from expertmix.cli.screen import Screen
 from expertmix.cli.spectra import spectra
 from expertmix.cli.trace import trace
+from expertmix.cli.train import train
 
 app = typer.Typer(
     name="expertmix",
@@ -52,5 +53,7 @@ def options(
     ctx.obj = Screen(as_json=as_json, debug=debug)
 
 
-for command in (demo, trace, compose, optimize, spectra, convert, report, models, doctor):
+for command in (
+    demo, trace, compose, optimize, spectra, convert, train, report, models, doctor,
+):  # fmt: skip
     app.command()(command)

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from expertmix.errors import ConfigError
+from expertmix.experts.deferred import one_gradient
 
 GATINGS = ("independent", "shared", "fixed")
 RESIDUALS = ("inner", "outer", "init", "inner+outer", "none")
@@ -279,6 +280,14 @@ class Chain(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(…, H) residual stream to (…, H)."""
+        # a checkpointed iteration is to hold nothing, so its gradients do not wait for others
+        alone = self.depth == 1 or self.config.checkpoint_iterations
+        if alone or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._run(hidden_states)
+        with one_gradient():
+            return self._run(hidden_states)
+
+    def _run(self, hidden_states: Tensor) -> Tensor:
         config = self.config
         x_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
         if self.norm is not None:

@@ -18,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import expertmix.models.coe  # noqa: F401  transformers then knows the type `coe`
 from expertmix.bindings.record import sites
 from expertmix.core.progress import Progress, quiet
 from expertmix.core.site import SiteInfo

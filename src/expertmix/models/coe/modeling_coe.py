@@ -34,6 +34,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from expertmix.experts.chain import Chain, ChainRouter, Iteration
+from expertmix.experts.products import NAME
 from expertmix.models.coe.configuration_coe import CoeConfig
 from expertmix.models.coe.losses import balance_loss, z_loss
 
@@ -125,6 +126,11 @@ class CoePreTrainedModel(PreTrainedModel):
         "attentions": list(_ATTENTIONS.values()),
     }
 
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        """The one to use where a user names none is ours."""
+        found: str = super().get_correct_experts_implementation(requested_experts or NAME)
+        return found
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -145,9 +151,9 @@ class CoeModel(CoePreTrainedModel):
 
     def __init__(self, config: CoeConfig) -> None:
         super().__init__(config)
-        self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        # no padding_idx: where padding is the end-of-text token, it would learn nothing
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             CoeDecoderLayer(config, number) for number in range(config.num_hidden_layers)
         )
