@@ -51,6 +51,7 @@ class ChainSettings(Protocol):
     topk_group: int | None
     router_bias: bool
     router_float32: bool
+    weights_float32: bool
     norm_topk_prob: bool
     routed_scaling_factor: float
 
@@ -150,7 +151,8 @@ class ChainRouter(nn.Module):
         if config.norm_topk_prob:
             weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
         weights_TK = weights_TK * config.routed_scaling_factor
-        return logits_TE, weights_TK.to(logits_TE.dtype), index_TK
+        kept = wide if config.weights_float32 else logits_TE.dtype
+        return logits_TE, weights_TK.to(kept), index_TK
 
     def _eligible(self, scores_TE: Tensor) -> Tensor:
         """What is selected from: biased scores, those of other groups gone."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from expertmix.errors import CheckpointError
+from expertmix.errors import CheckpointError, UnsupportedModelError
+from expertmix.models.shards import DTYPES, Spec
 
 _PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-_NOT_TOKENIZER = ("config.json", "manifest.json", "expertmix.json")
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_INDEX = "model.safetensors.index.json"
+DESCRIPTION_FILE = "expertmix.json"
+_NOT_TOKENIZER = ("config.json", "manifest.json", DESCRIPTION_FILE)
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,55 @@ class Checkpoint:
         with safe_open(self._file(name), "pt") as file:
             return tuple(file.get_slice(name).get_shape())
 
+    def part(self, name: str, *places: slice) -> Tensor:
+        """A part of a tensor; only that is read.
+
+        Args:
+            name: of the tensor.
+            places: a slice for each of its first dimensions.
+
+        Raises:
+            CheckpointError: no tensor of that name.
+        """
+        with safe_open(self._file(name), "pt") as file:
+            tensor: Tensor = file.get_slice(name)[places]
+        return tensor
+
+    def specs(self) -> dict[str, Spec]:
+        """Shape and type of every tensor; none is read, each file is opened once.
+
+        Raises:
+            UnsupportedModelError: weights of a type that is not written here, such as 8-bit ones.
+        """
+        return {name: spec for path in set(self.files.values()) for name, spec in self._specs(path)}
+
+    def _specs(self, path: Path) -> Iterator[tuple[str, Spec]]:
+        with safe_open(path, "pt") as file:
+            for name in (name for name, where in self.files.items() if where == path):
+                found = file.get_slice(name)
+                if (code := found.get_dtype()) not in DTYPES:
+                    raise UnsupportedModelError(
+                        f"{self.name}: {name} is stored as {code}: only {', '.join(DTYPES)} can be "
+                        f"converted. Use the checkpoint with unquantized weights"
+                    )
+                yield name, Spec(tuple(found.get_shape()), DTYPES[code])
+
     def copy_tokenizer(self, folder: Path) -> None:
         """Copies everything small that is not the model itself: tokenizer, templates, settings."""
         for file in sorted(self.folder.iterdir()):
             if file.is_file() and _is_small_companion(file):
                 shutil.copyfile(file, folder / file.name)
+
+    def copy_companions(self, folder: Path) -> None:
+        """As `copy_tokenizer`, with the description that `upcycle` wrote, where there is one."""
+        self.copy_tokenizer(folder)
+        if (description := self.folder / DESCRIPTION_FILE).is_file():
+            shutil.copyfile(description, folder / DESCRIPTION_FILE)
+
+    def settings(self) -> dict[str, Any]:
+        """config.json, word for word."""
+        found: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
+        return found
 
     def _file(self, name: str) -> Path:
         if name not in self.files:
@@ -125,14 +174,34 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _files(folder: Path, name: str) -> dict[str, Path]:
     files: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in _shards(folder, name):
         try:
             with safe_open(path, "pt") as file:
                 files |= dict.fromkeys(file.keys(), path)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{name}: {path.name} is broken: {error}") from error
+            raise CheckpointError(
+                f"{name}: {path.name} is broken: {error}. Get it again"
+            ) from error
     if not files:
-        pickled = any(folder.glob("*.bin"))
+        pickled = any(file for pattern in _PICKLED for file in folder.glob(pattern))
         reason = "only pickled weights (*.bin), which can run code" if pickled else "no weights"
         raise CheckpointError(f"{name} needs *.safetensors; the folder holds {reason}")
     return files
+
+
+def _shards(folder: Path, name: str) -> list[Path]:
+    """The files that transformers would read: the whole one, those of the index, or all."""
+    whole, index = folder / "model.safetensors", folder / _INDEX
+    if whole.is_file() or not index.is_file():
+        return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+    try:
+        listed = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        shards = [folder / Path(file).name for file in listed]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{name}: {_INDEX} is broken. Get it again") from error
+    if missing := [path.name for path in shards if not path.is_file()]:
+        raise CheckpointError(
+            f"{name} lacks {len(missing)} of its {len(shards)} files of weights, such as "
+            f"{missing[0]}: get the missing ones"
+        )
+    return shards

@@ -19,10 +19,11 @@ import torch
 
 from expertmix.core.progress import Progress, quiet
 from expertmix.errors import MissingDependencyError
+from expertmix.models.checkpoint import DESCRIPTION_FILE
 from expertmix.models.fitting import load_routers
 from expertmix.models.folders import building
 from expertmix.models.library import default_library
-from expertmix.models.mixtral import DESCRIPTION_FILE, expert_names
+from expertmix.models.mixtral import expert_names
 from expertmix.models.upcycle import upcycle
 
 if TYPE_CHECKING:

@@ -25,6 +25,26 @@ def check_free(target: Path) -> None:
         raise OutputError(f"{target} exists already: choose another folder, or remove it first")
 
 
+def check_room(target: Path, needed: int) -> None:
+    """Refuses a disk that is too full, before any work is done.
+
+    Args:
+        target: What is to be written; it need not exist.
+        needed: Bytes.
+
+    Raises:
+        OutputError: with what is needed and what is there.
+    """
+    parent = next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
+    with output_errors(target):
+        free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise OutputError(
+            f"{target} needs {needed / 1e6:,.0f} MB, the disk has {free / 1e6:,.0f} MB free: "
+            f"make room, or choose another disk"
+        )
+
+
 @contextmanager
 def building(target: Path, *, or_existing: bool = False) -> Iterator[Path]:
     """Yields an empty folder beside `target` that becomes `target` when the block ends well.

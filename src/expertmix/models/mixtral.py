@@ -18,12 +18,11 @@ from transformers import MixtralConfig, PreTrainedConfig
 
 from expertmix.core.progress import Progress
 from expertmix.errors import CheckpointError, ConfigError, UnsupportedModelError
-from expertmix.models.checkpoint import Checkpoint
+from expertmix.models.checkpoint import DESCRIPTION_FILE, Checkpoint
 from expertmix.models.library import Adapter, Library
-from expertmix.models.shards import Shape, write_tensors
+from expertmix.models.shards import Shape, Spec, write_tensors
 
 BASE_EXPERT = "base"
-DESCRIPTION_FILE = "expertmix.json"
 
 # Where Mixtral's forward is Llama's, number for number.
 _EXACT = ("llama", "mistral")
@@ -87,11 +86,11 @@ def write_mixtral(
         progress: told the number of tensors written.
     """
     produce = _Producer(checkpoint, library, routers, first=int(include_base))
-    shapes = _shapes(config)
     assert isinstance(config.dtype, torch.dtype)
-    written = write_tensors(folder, shapes, config.dtype, produce, max_shard_bytes)
+    specs = {name: Spec(shape, config.dtype) for name, shape in _shapes(config).items()}
+    written = write_tensors(folder, specs, produce, max_shard_bytes)
     for done, _ in enumerate(written, 1):
-        progress("writing experts", done, len(shapes))
+        progress("writing experts", done, len(specs))
     checkpoint.copy_tokenizer(folder)
     names = expert_names(library, include_base=include_base)
     config.expert_names = list(names)  # where `record` finds them

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expertmix.core.partial import output_errors
 from expertmix.core.progress import Progress, quiet
-from expertmix.errors import ConfigError, OutputError
+from expertmix.errors import ConfigError
 from expertmix.models.checkpoint import Checkpoint
 from expertmix.models.default import ROUTERS
 from expertmix.models.fitting import METHODS, load_routers
-from expertmix.models.folders import check_free
+from expertmix.models.folders import check_free, check_room
 from expertmix.models.library import Library, default_library
 from expertmix.models.mixtral import check_adapters, check_base, expert_names
 from expertmix.models.upcycle import upcycle
@@ -78,6 +76,11 @@ class ConvertPlan:
             "bytes": self.bytes,
         }
 
+    def summary(self) -> str:
+        """A line for people."""
+        names = ", ".join(self.experts)
+        return f"{len(self.experts)} experts, {self.job.top_k} per token: {names}"
+
 
 def plan_convert(job: ConvertJob, progress: Progress = quiet) -> ConvertPlan:
     """Check everything before any work.
@@ -99,7 +102,7 @@ def plan_convert(job: ConvertJob, progress: Progress = quiet) -> ConvertPlan:
     if not 1 <= job.top_k <= len(experts):
         raise ConfigError(f"top_k must be between 1 and {len(experts)} experts, not {job.top_k}")
     size = _size(checkpoint, len(experts))
-    _check_room(job.out, size)
+    check_room(job.out, size)
     return ConvertPlan(job, checkpoint, library, texts, router, experts, size)
 
 
@@ -160,14 +163,3 @@ def _size(checkpoint: Checkpoint, experts: int) -> int:
         width * math.prod(checkpoint.shape(name)) * (experts if ".mlp." in name else 1)
         for name in checkpoint.files
     )
-
-
-def _check_room(out: Path, needed: int) -> None:
-    parent = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    with output_errors(out):
-        free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise OutputError(
-            f"{out} needs {needed / 1e6:,.0f} MB, the disk has {free / 1e6:,.0f} MB free: "
-            f"make room, or choose another disk"
-        )

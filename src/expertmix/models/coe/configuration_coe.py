@@ -42,7 +42,8 @@ class CoeConfig(PreTrainedConfig):
         n_group, topk_group: Choose only among the experts of so many groups of so many.
         router_bias: Whether a bias that no gradient moves takes part in the selection (aux-free
             balance), per iteration and expert.
-        router_float32: Compute the gate in float32.
+        router_float32: Keep and compute the gate in float32.
+        weights_float32: Leave routing weights in float32, as Mixtral does, where the gate is not.
         norm_topk_prob: Divide the K weights by their sum.
         active_iterations: Run so many instead of C; beyond C, the last one is repeated.
         halting_threshold: A token calls no more experts once an update is smaller than this share
@@ -120,6 +121,7 @@ class CoeConfig(PreTrainedConfig):
     topk_group: int | None = None
     router_bias: bool = False
     router_float32: bool = True
+    weights_float32: bool = False
     norm_topk_prob: bool = False
     routed_scaling_factor: float = 1.0
 
