@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import expertmix.models.coe  # noqa: F401  transformers then knows the type `coe`
 from expertmix.errors import ConfigError
 
 NUM_EXPERTS = 10

@@ -32,9 +32,11 @@ class Both:
     @property
     def sites(self) -> tuple[SiteInfo, ...]:
         """All sites, in the order in which the model has their modules."""
-        found = {info.site.name: info for info in (*self.composed.sites, *self.moe.sites)}
-        order = [path for path, _ in self.composed.model.named_modules() if path in found]
-        return tuple(found[path] for path in order)
+        found: dict[str, list[SiteInfo]] = {}
+        for info in (*self.composed.sites, *self.moe.sites):
+            found.setdefault(info.site.name, []).append(info)
+        paths = (path for path, _ in self.composed.model.named_modules())
+        return tuple(info for path in paths for info in found.get(path, ()))
 
     @property
     def settings(self) -> dict[str, str]:

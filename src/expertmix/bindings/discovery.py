@@ -2,14 +2,14 @@
 
 A routed block holds an *experts* module, whose forward takes (hidden_states, expert numbers,
 weights), and a *router* beside it, whose gate has one row per expert. Nearly every MoE of
-transformers 5 looks like this.
+transformers 5 looks like this. A chain of experts is our own: each of its iterations is a block.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from torch import nn
@@ -17,6 +17,7 @@ from torch import nn
 from expertmix.bindings.families import UNSUPPORTED
 from expertmix.core.site import Site, SiteInfo
 from expertmix.errors import NoSitesError, UnsupportedModelError
+from expertmix.experts.chain import Chain
 
 _INDEX_WORDS = ("index", "indices", "selected_experts")
 _TOP_K_NAMES = ("top_k", "num_experts_per_tok", "moe_top_k", "top_k_experts")
@@ -28,11 +29,15 @@ class Block:
 
     Attributes:
         info: Its site.
-        module: The block itself, inside of which router and experts run one after the other.
+        module: The block itself, inside of which router and experts run one after the other; of a
+            chain, the iteration that runs, which may be the same for several.
         experts: The module that gets (hidden, indices, weights).
         router: The module that computes the logits, or None where it could not be told.
         gate: The linear map of the router, where it is a module of its own.
         width: Rows of the gate; more than E where the router also scores something else.
+        chain: Whose iteration it is, and shares its experts with the others; `site.step` says
+            which one. None of a plain MoE.
+        held: Whether it keeps the decision of the first iteration, and asks no router.
     """
 
     info: SiteInfo
@@ -41,10 +46,22 @@ class Block:
     router: nn.Module | None
     gate: nn.Module | None
     width: int
+    chain: Chain | None = None
+    held: bool = False
 
 
 def find_blocks(model: nn.Module) -> tuple[Block, ...]:
-    """All routed blocks of a model, in the order of its modules.
+    """All routed blocks of a model, in the order in which they run: of a chain, its iterations.
+
+    Raises:
+        UnsupportedModelError: A family that routes in another way.
+        NoSitesError: A dense model.
+    """
+    return tuple(one for block in find_layers(model) for one in _iterations(block))
+
+
+def find_layers(model: nn.Module) -> tuple[Block, ...]:
+    """One block per experts module, in the order of the model's modules; a chain is one of them.
 
     Raises:
         UnsupportedModelError: A family that routes in another way.
@@ -82,6 +99,20 @@ def _blocks(model: nn.Module, modules: dict[str, nn.Module]) -> Iterator[Block]:
         yield Block(info, parent, experts, router, gate, width)
 
 
+def _iterations(block: Block) -> Iterator[Block]:
+    chain = block.module
+    if not isinstance(chain, Chain):
+        yield block
+        return
+    for number in range(chain.depth):
+        router = _unwrapped(chain.gate_of(number))
+        gate, width = _gate(router)
+        info = replace(block.info, site=Site(block.info.site.name, number))
+        held = number > 0 and chain.config.gating == "fixed"
+        module = chain.iteration(number)
+        yield Block(info, module, block.experts, router, gate, width, chain, held)
+
+
 def takes_decisions(module: nn.Module) -> bool:
     """Whether forward takes (hidden_states, expert numbers, weights) and nothing else."""
     if isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential):
@@ -106,12 +137,14 @@ def _parent_path(path: str, modules: dict[str, nn.Module]) -> str:
 
 
 def _router(block: nn.Module) -> nn.Module | None:
-    found = next(
-        (child for name, child in block.named_children() if name in ("gate", "router")), None
-    )
-    while is_wrapped(found):
-        found = found.get_submodule("base_layer")
-    return found
+    names = ("gate", "router")
+    return _unwrapped(next((one for name, one in block.named_children() if name in names), None))
+
+
+def _unwrapped(module: nn.Module | None) -> nn.Module | None:
+    while is_wrapped(module):
+        module = module.get_submodule("base_layer")
+    return module
 
 
 def _gate(router: nn.Module | None) -> tuple[nn.Module | None, int]:

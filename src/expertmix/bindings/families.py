@@ -12,6 +12,7 @@ TESTED: tuple[str, ...] = (
     "axk2",
     "bailing_hybrid",
     "beam",
+    "coe",
     "cohere2_moe",
     "dbrx",
     "deepseek_v2",
@@ -65,7 +66,8 @@ TESTED: tuple[str, ...] = (
     "solar_open",
     "zaya",
 )
-"""Causal-LM types of transformers 5.24 for which the laws of test_families.py hold."""
+"""Causal-LM types of transformers 5.24 for which the laws of test_families.py hold; and `coe`, our
+own chains of experts, whose laws are those of test_chain.py."""
 
 UNSUPPORTED: dict[str, str] = {
     "Llama4TextExperts": "scores multiply the input of every expert; no weights reach them",

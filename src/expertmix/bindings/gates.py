@@ -11,7 +11,7 @@ from expertmix.errors import UnsupportedModelError
 
 
 def gates_of(blocks: Sequence[Block]) -> tuple[Tensor, ...]:
-    """The weight matrices of their routers.
+    """The weight matrices of their routers; of a router that several ask, once.
 
     Raises:
         UnsupportedModelError: A router has none.
@@ -24,5 +24,5 @@ def gates_of(blocks: Sequence[Block]) -> tuple[Tensor, ...]:
             raise UnsupportedModelError(
                 f"{block.info.site} has no router with a weight matrix that could be trained"
             )
-        found += matrices
+        found += [one for one in matrices if all(one is not other for other in found)]
     return tuple(found)

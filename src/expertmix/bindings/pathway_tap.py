@@ -84,6 +84,11 @@ class PathwayTap:
         return logits, indices, weights
 
     def _of(self, info: SiteInfo, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if info.site not in self.seen:
+            raise UnsupportedRuntimeError(
+                f"{info.site} did not run: every token had halted before. Set "
+                f"config.halting_threshold to None for pathways, or name earlier sites (layers=…)."
+            )
         indices, weights = (
             part.detach()[flat.to(part.device)].cpu() for part in self.seen[info.site]
         )

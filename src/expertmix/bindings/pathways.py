@@ -63,7 +63,8 @@ def open_pathways(
         NoSitesError: A dense model.
         UnsupportedModelError: A model that routes in a way that no binding fits.
         UnknownSiteError: A pattern or a layer number names no routed module.
-        ConfigError: Nothing is named, sites of unlike experts, or no decision token.
+        ConfigError: Nothing is named, sites of unlike experts, no decision token, or logits are to
+            be shifted where a chain keeps a decision.
         UnsupportedRuntimeError: The model is open already, or is being recorded.
     """
     if decisions < 1:

@@ -17,7 +17,9 @@ from expertmix.bindings.pathway_tap import PathwayTap
 from expertmix.bindings.sparing import Sparing
 from expertmix.bindings.still import refuse_attached, still
 from expertmix.bindings.transformers import TransformersMoE
+from expertmix.bindings.turns import Turns
 from expertmix.core.site import SiteInfo
+from expertmix.errors import ConfigError
 from expertmix.experts.composed import Composed
 
 
@@ -30,6 +32,9 @@ class Session:
         moe: Its MoE blocks, if it has any.
         sites: The critical ones.
         shift: Whether pathways of mode `add` will come.
+
+    Raises:
+        ConfigError: They are to shift logits where a chain keeps a decision and has none.
     """
 
     def __init__(
@@ -42,8 +47,11 @@ class Session:
         shift: bool,
     ) -> None:
         self._routed, self._lm, self._moe = routed, lm, moe
+        if shift:
+            self._refuse_held(sites)
         self.tap = PathwayTap(sites, shift)
         self.sparing = Sparing(self.tap)
+        self._turns: Turns | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -65,13 +73,26 @@ class Session:
             stack.callback(self.rest)
             stack.enter_context(still(self._lm))
             stack.enter_context(self._routed.attach(self.tap))
-            for block in () if self._moe is None else self._moe.blocks:
-                self.sparing.hook(block.experts, block.info.top_k, stack, first=block is first)
+            blocks = () if self._moe is None else self._moe.blocks
+            turns = self._turns = Turns(blocks, stack)
+            for block in blocks:
+                self.sparing.hook(block, turns.here(block), stack, first=block is first)
             yield
+
+    def _refuse_held(self, sites: Sequence[SiteInfo]) -> None:
+        for block in () if self._moe is None else self._moe.blocks:
+            if block.held and block.info in sites:
+                raise ConfigError(
+                    f"{block.info.site} keeps the decision of the iteration before "
+                    f"(gating='fixed') and has no logits to shift: with a method that shifts them, "
+                    f"name first iterations only, such as layers='*#0'"
+                )
 
     def rest(self) -> None:
         """Nothing is placed, and nothing that a broken pass left is armed."""
         self.tap.rest()
         self.sparing.rest()
+        if self._turns is not None:
+            self._turns.forget()
         if self._moe is not None:
             self._moe.recover()

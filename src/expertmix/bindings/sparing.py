@@ -12,6 +12,7 @@ Legend: T tokens of the pass, H hidden, K selected experts, V experts called by 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from expertmix.bindings.discovery import Block
 from expertmix.bindings.pathway_tap import PathwayTap
 
 _KEPT = 1 << 26  # numbers that are kept of single experts, at most
@@ -83,19 +85,29 @@ class Sparing:
         """Forget the last pass."""
         self.counting, self.fixed = None, None
 
-    def hook(self, experts: nn.Module, top_k: int, stack: ExitStack, *, first: bool) -> None:
-        """Hook an experts module; `first` where its input may stay the same."""
-        call = _Call(self, top_k, first)
-        stack.callback(experts.register_forward_pre_hook(call.before).remove)
-        stack.callback(experts.register_forward_hook(call.after).remove)
+    def hook(
+        self, block: Block, here: Callable[[], bool], stack: ExitStack, *, first: bool
+    ) -> None:
+        """Hook a block's experts.
+
+        Args:
+            block: It may share them with others.
+            here: Whether it is this block that calls them now.
+            stack: Holds the hooks.
+            first: Whether their input may stay the same.
+        """
+        call = _Call(self, block.info.top_k, here, first)
+        stack.callback(block.experts.register_forward_pre_hook(call.before).remove)
+        stack.callback(block.experts.register_forward_hook(call.after).remove)
 
 
 @dataclass(eq=False)
 class _Call:
-    """One experts module; from the start of a call to its end."""
+    """One block's call of its experts, from start to end."""
 
     sparing: Sparing
     top_k: int
+    here: Callable[[], bool]
     first: bool
     shape: torch.Size = field(default_factory=torch.Size)
     rows: Tensor | None = None
@@ -105,6 +117,8 @@ class _Call:
     weighed: tuple[Tensor, Tensor] | None = None
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        if not self.here():
+            return args
         placed = self.sparing.tap.placed
         self.shape, self.owners, self.base = args[0].shape[:-1], None, self._unchanged()
         self.rows, self.weighed = self.sparing.counting, None
@@ -128,7 +142,7 @@ class _Call:
         return tuple(torch.cat(parts) for parts in zip(*calls, strict=True))
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
-        if self.rows is None and self.owners is None:
+        if not self.here() or (self.rows is None and self.owners is None):
             return output
         given_NH, base, tokens = output.flatten(0, -2), self.base, self.shape.numel()
         fixed = self.sparing.fixed

@@ -11,21 +11,23 @@ It does not know what the tap does with all this.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from expertmix.bindings.discovery import Block, find_blocks, is_wrapped, takes_decisions
 from expertmix.bindings.rescoring import Rescoring
+from expertmix.bindings.turns import Turns
 from expertmix.core.fingerprint import fingerprint
 from expertmix.core.intervention import Stage
 from expertmix.core.protocols import Tap
-from expertmix.core.site import SiteInfo
-from expertmix.errors import UnsupportedRuntimeError
+from expertmix.core.site import Site, SiteInfo
+from expertmix.errors import InterventionError, UnsupportedRuntimeError
 from expertmix.experts.passes import full_models, hook_passes, name_of, refuse_tracing, takes_tokens
 
 _BEFORE_TOP_K = (Stage.LOGITS, Stage.PROBABILITIES, Stage.SELECTION)
@@ -48,7 +50,7 @@ class TransformersMoE:
         _refuse_compiled(model)
         self.model = _pretrained(model)
         self.blocks = find_blocks(self.model)
-        self._rescorings: list[list[Rescoring]] = []  # of each tap that is attached
+        self._recoveries: list[Callable[[], None]] = []  # of each tap that is attached
 
     @property
     def name(self) -> str:
@@ -57,7 +59,7 @@ class TransformersMoE:
 
     @cached_property
     def sites(self) -> tuple[SiteInfo, ...]:
-        """One site per MoE block."""
+        """One site per MoE block; of a chain of experts, one per iteration."""
         return tuple(block.info for block in self.blocks)
 
     @property
@@ -90,19 +92,21 @@ class TransformersMoE:
         """Hook the model for the length of the block."""
         rescorings: list[Rescoring] = []
         with ExitStack() as stack:
-            self._rescorings.append(rescorings)
-            stack.callback(self._rescorings.remove, rescorings)
-            stack.callback(_leave_all, rescorings)
+            turns = Turns(self.blocks, stack)
+            recover = partial(_recover, rescorings, turns)
+            self._recoveries.append(recover)
+            stack.callback(self._recoveries.remove, recover)
+            stack.callback(recover)
             for model in full_models(self.model, (info.site.name for info in self.sites)):
-                hook_passes(model, tap, stack, recover=partial(_leave_all, rescorings))
+                hook_passes(model, tap, stack, recover=recover)
             for block in self.blocks:
-                _hook_block(block, tap, rescorings, stack)
+                _hook_block(block, tap, turns, rescorings, stack)
             yield
 
     def recover(self) -> None:
         """Undo what a pass left half done: torch calls no hook after a KeyboardInterrupt."""
-        for rescorings in self._rescorings:
-            _leave_all(rescorings)
+        for recover in self._recoveries:
+            recover()
 
 
 def _pretrained(model: nn.Module) -> nn.Module:
@@ -129,22 +133,31 @@ def _keep(stack: ExitStack, handle: RemovableHandle) -> None:
     stack.callback(handle.remove)
 
 
-def _leave_all(rescorings: list[Rescoring]) -> None:
+def _recover(rescorings: list[Rescoring], turns: Turns) -> None:
     for rescoring in reversed(rescorings):
         rescoring.leave()
+    turns.forget()
 
 
-def _hook_block(block: Block, tap: Tap, rescorings: list[Rescoring], stack: ExitStack) -> None:
-    site = block.info.site
-    rescoring = _hook_rescoring(block, tap, stack)
+def _hook_block(
+    block: Block, tap: Tap, turns: Turns, rescorings: list[Rescoring], stack: ExitStack
+) -> None:
+    site, here = block.info.site, turns.here(block)
+    rescoring = _hook_rescoring(block, tap, turns, stack)
     if rescoring is not None:
         rescorings.append(rescoring)
 
     def edit(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         refuse_tracing()
+        if not here():
+            return args, kwargs
         if rescoring is not None:
             rescoring.disarm()
         hidden, indices, weights = _arguments(module, args, kwargs)
+        if block.held:
+            _refuse_unlike(block, tap, indices)
+        if tap.grad and block.chain is not None:  # iterations may share them, gradients may not
+            weights = weights.view_as(weights)
         edited_indices, edited_weights = tap.edit_decision(site, _flat(indices), _flat(weights))
         shape = (*indices.shape[:-1], edited_indices.shape[-1])
         return (hidden, _shaped(edited_indices, shape), _shaped(edited_weights, shape)), {}
@@ -153,15 +166,16 @@ def _hook_block(block: Block, tap: Tap, rescorings: list[Rescoring], stack: Exit
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         refuse_tracing()
-        _, indices, weights = _arguments(module, args, kwargs)
-        tap.saw(site, _flat(indices), _flat(weights))
+        if here():
+            _, indices, weights = _arguments(module, args, kwargs)
+            tap.saw(site, _flat(indices), _flat(weights))
 
-    if rescoring is not None or tap.grad or tap.edits(site, Stage.WEIGHTS):
+    if tap.grad or any(tap.edits(site, stage) for stage in (*_BEFORE_TOP_K, Stage.WEIGHTS)):
         _keep(stack, block.experts.register_forward_pre_hook(edit, with_kwargs=True))
     if tap.wants(site):
         _keep(stack, block.experts.register_forward_hook(report, with_kwargs=True))
         if tap.wants_logits():
-            _hook_logits(block, tap, stack)
+            _hook_logits(block, tap, turns, stack)
 
 
 def _flat(values: Tensor) -> Tensor:
@@ -183,18 +197,26 @@ def _arguments(
     return hidden, indices, weights
 
 
-def _hook_rescoring(block: Block, tap: Tap, stack: ExitStack) -> Rescoring | None:
+def _hook_rescoring(block: Block, tap: Tap, turns: Turns, stack: ExitStack) -> Rescoring | None:
     """Let the router's own code choose again, wherever something is edited before top-k."""
-    if not any(tap.edits(block.info.site, stage) for stage in _BEFORE_TOP_K):
+    if block.held or not any(tap.edits(block.info.site, stage) for stage in _BEFORE_TOP_K):
         return None
     router = _required_router(block)
-    rescoring = Rescoring(block, tap)
+    rescoring, here = Rescoring(block, tap), turns.here(block)
+
+    def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if here():
+            rescoring.enter()
+
+    def arm(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if here():
+            rescoring.arm()
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         rescoring.leave()
 
-    _keep(stack, block.module.register_forward_pre_hook(lambda module, args: rescoring.enter()))
-    _keep(stack, router.register_forward_pre_hook(lambda module, args: rescoring.arm()))
+    _keep(stack, block.module.register_forward_pre_hook(enter))
+    _keep(stack, router.register_forward_pre_hook(arm))
     _keep(stack, block.module.register_forward_hook(leave, always_call=True))
     if is_wrapped(block.gate):  # its linear map is not the whole of it: edit what comes out
         _keep(
@@ -203,10 +225,34 @@ def _hook_rescoring(block: Block, tap: Tap, stack: ExitStack) -> Rescoring | Non
     return rescoring
 
 
-def _hook_logits(block: Block, tap: Tap, stack: ExitStack) -> None:
-    site, experts = block.info.site, block.info.num_experts
+def _refuse_unlike(block: Block, tap: Tap, indices: Tensor) -> None:
+    """A kept decision obeys what was asked of the first iteration, and can obey nothing else.
+
+    Raises:
+        InterventionError: Before selection, something else is asked for.
+    """
+    site, first = block.info.site, Site(block.info.site.name)
+    tokens, experts = indices.numel() // indices.shape[-1], block.info.num_experts
+    probe_TE = torch.arange(tokens * experts, device=indices.device).sin().view(tokens, experts)
+    for stage in _BEFORE_TOP_K:
+        if not tap.edits(site, stage):
+            continue
+        asked_TE = tap.edit_scores(site, stage, probe_TE)
+        kept_TE = tap.edit_scores(first, stage, probe_TE) if tap.edits(first, stage) else probe_TE
+        if not torch.equal(asked_TE, kept_TE):
+            raise InterventionError(
+                f"{site} keeps the decision of {first} (gating='fixed') and asks no router: before "
+                f"selection, nothing can be edited there alone. Edit {first.name!r}, which is all "
+                f"iterations, or use Ablate, or Reweight at the stage 'weights'."
+            )
+
+
+def _hook_logits(block: Block, tap: Tap, turns: Turns, stack: ExitStack) -> None:
+    site, experts, routing = block.info.site, block.info.num_experts, turns.routing(block)
 
     def report(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not routing():
+            return
         logits = output[0] if isinstance(output, tuple) else output
         tap.saw_logits(site, logits.reshape(-1, logits.shape[-1])[:, :experts])
 

@@ -106,6 +106,7 @@ class Whole:
 
     Raises:
         UnsupportedModelError: No model of transformers, or one without an output over words.
+        ConfigError: See `Session`.
     """
 
     exact = False

@@ -18,8 +18,9 @@ def report(
 ) -> None:
     """Draw a trace as one offline page: load, balance, flow, tokens."""
     from expertmix.core.trace import Trace
+    from expertmix.report.chain_table import chain_tables
     from expertmix.report.report import Report
-    from expertmix.report.terminal import usage_table
+    from expertmix.report.terminal import data_table, usage_table
 
     screen: Screen = ctx.obj
     with screen.progress() as progress:
@@ -27,4 +28,5 @@ def report(
         page = Report.of(Trace.load(trace), title=title)
         page.save(out)
     screen.emit({"command": "report", "files": [out.name], "tokens": page.usage.tokens})
+    screen.show(*(data_table(table) for table in chain_tables(page.chains)))
     screen.show(usage_table(page.usage), f"wrote {out}")

@@ -9,6 +9,7 @@ from expertmix.report.report import Report
 from expertmix.report.section import Section
 from expertmix.report.sections import (
     about,
+    chain,
     dead,
     effects,
     evenness,
@@ -52,6 +53,7 @@ def _sections(report: Report) -> list[Section]:
         *extra.sections(report),
         evenness.section(report),
         flow.section(report),
+        chain.section(report),
         dead.section(report),
         about.section(report),
     ]

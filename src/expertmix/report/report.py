@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from expertmix.attribute.chain import ChainCounter, Chains
 from expertmix.attribute.mass import UsageCounter
 from expertmix.attribute.tally import SiteUsage, Usage
 from expertmix.core.site import Site, SiteInfo
@@ -23,6 +25,9 @@ from expertmix.report.layers import EVERYWHERE, Layers, are_adapters
 from expertmix.report.routing_check import RoutingCheck
 from expertmix.report.strips import Strip, StripCollector
 from expertmix.report.table import Table
+
+if TYPE_CHECKING:
+    from expertmix.experts.chain_updates import LayerUpdates
 
 _MOST_LABELS = 24
 _FLOW_SITES = 5  # columns of the flow chart: more cannot be followed by eye
@@ -50,6 +55,8 @@ class Report:
         kinds: Then what was counted by kind of module.
         routing: Whether texts reach the expert of their own name, as the caller counted it.
         answers: The strips are answers, colored by who made each token.
+        chains: Layers with several iterations; often none.
+        updates: What their iterations gave, where it was measured.
     """
 
     title: str
@@ -65,6 +72,8 @@ class Report:
     kinds: Usage | None = None
     routing: RoutingCheck | None = None
     answers: bool = False
+    chains: Chains | None = None
+    updates: tuple[LayerUpdates, ...] = ()
 
     @classmethod
     def of(
@@ -77,6 +86,7 @@ class Report:
         tables: Sequence[Table] = (),
         strips: int | Sequence[Strip] = 12,
         routing: RoutingCheck | None = None,
+        updates: Sequence[LayerUpdates] = (),
     ) -> Report:
         """Count a trace, in one pass, and keep what a page needs.
 
@@ -89,6 +99,7 @@ class Report:
             strips: Samples to show token by token, at most; 0 keeps all text off the page. Or
                 answers to show, each token with the decisions that made it.
             routing: Whether texts reach the expert of their own name.
+            updates: What the iterations of chains gave, as `update_norms` measured it.
 
         Raises:
             TraceError: The trace has no sites, no tokens or no decisions.
@@ -116,6 +127,8 @@ class Report:
             kinds=None if layers is None else layers.kinds(counted),
             routing=routing,
             answers=answers,
+            chains=reader.chains.result(counted) or None,
+            updates=tuple(updates),
         )
 
     @property
@@ -191,11 +204,13 @@ class _Reader:
         shown = infos if self.layers is None else self.layers.infos
         pairs = _flow_pairs(shown)
         self.sites = UsageCounter(infos, pairs if self.layers is None else ())
+        self.chains = ChainCounter(infos)
         self._moves = None if self.layers is None else UsageCounter(shown, pairs)
         self.collector = StripCollector(infos if self.layers is None else self.layers.shown, strips)
 
     def add(self, chunk: Chunk) -> None:
         self.sites.add(chunk)
+        self.chains.add(chunk)
         shown = chunk if self.layers is None else self.layers.pooled(chunk)
         self.collector.add(shown)
         if self._moves is not None:

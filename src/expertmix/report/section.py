@@ -153,8 +153,15 @@ def swatches(named: Sequence[tuple[str, str]]) -> Html:
     return tag("p", {"class": "swatches"}, *parts)
 
 
-def panels(noun: str, key: str, named: Sequence[tuple[str, Html]]) -> Html:
-    """Several pictures of which one shows at a time, with a menu."""
+def panels(noun: str, key: str, named: Sequence[tuple[str, Html]], *, lazy: bool = False) -> Html:
+    """Several pictures of which one shows at a time, with a menu.
+
+    Args:
+        noun: What one chooses.
+        key: Unique on the page.
+        named: Name and picture of each.
+        lazy: Charts are drawn when they are first shown: for many of them.
+    """
     options = [tag("option", {"value": str(n)}, name) for n, (name, _) in enumerate(named)]
     menu = tag(
         "p",
@@ -162,8 +169,13 @@ def panels(noun: str, key: str, named: Sequence[tuple[str, Html]]) -> Html:
         tag("label", {"for": key}, f"{noun} "),
         tag("select", {"id": key, "data-panels": key}, *options),
     )
+    waits = "" if lazy else None
     shown = [
-        tag("div", {"data-panel-of": key, "hidden": None if n == 0 else ""}, body)
+        tag(
+            "div",
+            {"data-panel-of": key, "data-lazy": waits, "hidden": None if n == 0 else ""},
+            body,
+        )
         for n, (_, body) in enumerate(named)
     ]
     return join([menu, *shown])

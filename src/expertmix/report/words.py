@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 DASH = "\u2013"  # where there is no number
 _MINUS = "\u2212"
+TIGHT = "\u00a0"  # a space at which no line breaks
 _NARROW_SPACE = "\u202f"  # between a number and its percent sign
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and line breaks
 

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from expertmix.attribute import Usage, usage
+from expertmix.attribute.chain import chains
 from expertmix.core.intervention import Intervention
 from expertmix.core.progress import Progress, quiet
 from expertmix.core.replay import Replay
 from expertmix.core.trace import Trace
 from expertmix.errors import ReplayError
 from expertmix.report import words
+from expertmix.report.chain_table import chain_tables
 from expertmix.report.effect import Effect
 from expertmix.report.report import Report
 from expertmix.report.table import Table
-from expertmix.study import figures
+from expertmix.study import figures, run_figures
 from expertmix.study.addresses import edits
 from expertmix.study.corpus import Corpus, encode
 from expertmix.study.loading import Outline, load_model, outline
@@ -176,7 +178,7 @@ def run_trace(job: TraceJob, progress: Progress = quiet) -> TraceResult:
         before = _run(plan, model, progress) if plan.edits else None
         after = _run(plan, model, progress, folder / "trace.parquet")
         assert after.trace is not None
-        counted = usage(after.trace)
+        counted, chained = usage(after.trace), chains(after.trace)
         effects = _effects(job, before, after)
         tables = (_loss_table(before, after),)
         if job.report:
@@ -184,8 +186,9 @@ def run_trace(job: TraceJob, progress: Progress = quiet) -> TraceResult:
             _report(job, after, effects, tables, folder / "report.html")
         seconds = {"setup": loaded, "total": time.perf_counter() - start}
         content = _figures(plan, before, after, counted, seconds)
+        content |= run_figures.chained(chained, after.updates)
         write_json(folder / "results.json", content)
-    return TraceResult(job.out, content, counted, tables)
+    return TraceResult(job.out, content, counted, (*tables, *chain_tables(chained)))
 
 
 def descriptions(job: TraceJob) -> list[str]:
@@ -257,6 +260,7 @@ def _report(
         effects=effects,
         tables=tables,
         strips=12 if job.text else 0,
+        updates=after.updates,
     ).save(path)
 
 
@@ -271,29 +275,11 @@ def _figures(
         "fingerprint": after.trace.meta.fingerprint,
         "created": after.trace.meta.created,
         "interventions": list(after.trace.meta.interventions),
-        "loss": _losses(after),
-        "loss_without_edits": None if before is None else _losses(before),
-        "prompts": _prompts(after),
+        "loss": run_figures.losses(after),
+        "loss_without_edits": None if before is None else run_figures.losses(before),
+        "prompts": run_figures.prompts(after),
         "usage": figures.usage_figures(counted),
         "seconds": figures.named(seconds | {"recording": after.seconds}),
         "machine": figures.machine(),
         "versions": figures.versions(),
     }
-
-
-def _losses(done: Run) -> dict[str, Any]:
-    return {"all": figures.number(done.loss()), "by_label": figures.named(done.by_label())}
-
-
-def _prompts(done: Run) -> list[dict[str, Any]]:
-    return [
-        {
-            "sample": number,
-            "where": sample.where,
-            "label": sample.label,
-            "tokens": len(sample.ids),
-            "cut": sample.cut,
-            "loss": figures.number(loss),
-        }
-        for number, (sample, loss) in enumerate(zip(done.corpus.samples, done.losses, strict=True))
-    ]

@@ -24,6 +24,12 @@ from expertmix.core.progress import Progress, quiet
 from expertmix.core.recording import Decoder
 from expertmix.core.trace import Trace
 from expertmix.errors import ConfigError
+from expertmix.experts.chain_updates import (
+    LayerUpdates,
+    UpdateMeter,
+    chains_in,
+    update_norms,
+)
 from expertmix.study.corpus import Corpus, Sample
 
 NOISE = 0.03
@@ -58,12 +64,14 @@ class Run:
         seconds: Wall-clock time.
         trace: The decisions, where they were asked for. Its samples are numbered in the order of
             the run, which is the corpus's own unless it was sorted by length.
+        updates: What the iterations of chains gave, where decisions were kept and there are chains.
     """
 
     corpus: Corpus
     losses: tuple[float, ...]
     seconds: float
     trace: Trace | None = None
+    updates: tuple[LayerUpdates, ...] = ()
 
     def loss(self, label: str | None = None) -> float:
         """Mean over predicted tokens, of one label or of all; `nan` where there are none."""
@@ -109,7 +117,8 @@ def run(
     losses = [math.nan] * len(corpus)
     start = time.perf_counter()
     progress(stage, 0, len(corpus))
-    with _recording(model, edits, keep, [corpus.samples[n].label for n in order]) as trace:
+    labels = [corpus.samples[number].label for number in order]
+    with _recording(model, edits, keep, labels) as trace, _measuring(model, keep) as meter:
         done = 0
         for numbers in batches(order, batch_size):
             found = sample_losses(model, [corpus.samples[number] for number in numbers])
@@ -117,7 +126,8 @@ def run(
                 losses[number] = loss
             done += len(numbers)
             progress(stage, done, len(corpus))
-    return Run(corpus, tuple(losses), time.perf_counter() - start, trace)
+    updates = () if meter is None else meter.layers
+    return Run(corpus, tuple(losses), time.perf_counter() - start, trace, updates)
 
 
 def _order(corpus: Corpus, by_length: bool) -> list[int]:
@@ -152,6 +162,12 @@ def _recording(
         labels=[label for label in labels if label is not None] or None,
         tokenizer=keep.tokenizer,
     )
+
+
+def _measuring(model: Any, keep: Keep | None) -> AbstractContextManager[UpdateMeter | None]:
+    if keep is None or not chains_in(model):
+        return nullcontext()
+    return update_norms(model)
 
 
 @torch.inference_mode()

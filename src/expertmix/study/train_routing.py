@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expertmix.bindings.discovery import Block, find_blocks
+from expertmix.bindings.discovery import Block, find_layers
 from expertmix.core.site import Site
 from expertmix.errors import NoSitesError
 from expertmix.experts.chain import ChainRouter, Iteration
@@ -200,7 +200,7 @@ class RoutingWatch:
 def blocks_of(model: nn.Module) -> tuple[Block, ...]:
     """All routed blocks; none of a dense model."""
     try:
-        return find_blocks(model)
+        return find_layers(model)
     except NoSitesError:
         return ()
 

@@ -7,9 +7,9 @@
   // Charts
 
   const config = { responsive: true, displaylogo: false, displayModeBar: false };
-  for (const [key, plot] of Object.entries(data.plots)) {
-    Plotly.newPlot(key, plot.data, plot.layout, config);
-  }
+  const drawPlot = (key) => Plotly.newPlot(key, data.plots[key].data, data.plots[key].layout, config);
+  const waits = (key) => document.getElementById(key).closest("[data-lazy][hidden]");
+  Object.keys(data.plots).filter((key) => !waits(key)).forEach(drawPlot);
   for (const menu of all("select[data-plot]")) {
     menu.addEventListener("change", () => {
       const key = menu.dataset.plot;
@@ -22,6 +22,7 @@
         panel.hidden = number !== Number(menu.value);
         // A chart that was drawn while hidden has not the width of its place.
         if (!panel.hidden) all(".js-plotly-plot", panel).forEach((plot) => Plotly.Plots.resize(plot));
+        if (!panel.hidden) all(".plot:not(.js-plotly-plot)", panel).forEach((plot) => drawPlot(plot.id));
       });
     });
   }
