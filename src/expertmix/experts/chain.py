@@ -125,9 +125,11 @@ class ChainRouter(nn.Module):
         self.config = config
         self.top_k = config.num_experts_per_tok
         self.num_experts = config.num_experts
-        self.weight = nn.Parameter(torch.zeros(config.num_experts, config.hidden_size))
+        kept = torch.float32 if config.router_float32 else None  # whatever the model's is
+        self.weight = nn.Parameter(torch.zeros(config.num_experts, config.hidden_size, dtype=kept))
         if config.router_bias:
-            self.e_score_correction_bias = nn.Buffer(torch.zeros(config.num_experts))
+            bias_E = torch.zeros(config.num_experts, dtype=torch.float32)
+            self.e_score_correction_bias = nn.Buffer(bias_E)
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Route.
