@@ -28,7 +28,7 @@ import expertmix as em
 from expertmix.bindings.discovery import find_blocks, find_layers
 from expertmix.bindings.transformers import TransformersMoE
 from expertmix.errors import InterventionError, UnsupportedRuntimeError
-from expertmix.experts.chain import NORMS, RESIDUALS
+from expertmix.experts.chain_settings import NORMS, RESIDUALS
 from expertmix.testing import tiny_adapters
 
 PLACE = "model.layers.1.mlp"

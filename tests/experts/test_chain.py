@@ -13,15 +13,9 @@ from torch.testing import assert_close
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
 from expertmix.errors import ConfigError
-from expertmix.experts.chain import (
-    GATINGS,
-    NORMS,
-    RESIDUALS,
-    SCORES,
-    SHARED_EXPERTS,
-    Chain,
-    ChainRouter,
-)
+from expertmix.experts.chain import Chain
+from expertmix.experts.chain_router import ChainRouter
+from expertmix.experts.chain_settings import GATINGS, NORMS, RESIDUALS, SCORES, SHARED_EXPERTS
 from expertmix.models.coe import CoeConfig
 from expertmix.models.coe.modeling_coe import CoeDecoderLayer
 

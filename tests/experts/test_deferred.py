@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from expertmix.experts import deferred, products
-from expertmix.experts.chain import GATINGS, RESIDUALS
+from expertmix.experts.chain_settings import GATINGS, RESIDUALS
 from expertmix.experts.deferred import WeightGradient, one_gradient
 from expertmix.experts.products import register_products
 from expertmix.models.coe import CoeConfig, CoeForCausalLM

@@ -6,172 +6,22 @@ made in the iteration before, inside one layer.
 Knows tokens and experts; no attention, no language model, and not how experts multiply: they are a
 module that takes (hidden states, expert numbers, weights), as everywhere in transformers.
 
-Legend: T tokens, H hidden size, E experts, K of them per token, G groups of experts.
+Legend: T tokens, H hidden size, E experts, K of them per token.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from expertmix.errors import ConfigError
+from expertmix.experts.chain_router import ChainRouter
+from expertmix.experts.chain_settings import ChainSettings, check_chain
 from expertmix.experts.deferred import one_gradient
-
-GATINGS = ("independent", "shared", "fixed")
-RESIDUALS = ("inner", "outer", "init", "inner+outer", "none")
-NORMS = ("once", "per_iteration")
-SHARED_EXPERTS = ("per_iteration", "once")
-SCORES = ("softmax", "sigmoid")
-
-
-class ChainSettings(Protocol):
-    """What a chain is made by; `CoeConfig` is one, and its docstring explains every name."""
-
-    hidden_size: int
-    rms_norm_eps: float
-    num_experts: int
-    num_experts_per_tok: int
-    num_iterations: int
-    active_iterations: int | None
-    gating: str
-    residual: str
-    norm: str
-    shared_experts: str
-    shared_expert_gate: bool
-    iteration_scale: bool
-    halting_threshold: float | None
-    checkpoint_iterations: bool
-    scores: str
-    n_group: int | None
-    topk_group: int | None
-    router_bias: bool
-    router_float32: bool
-    weights_float32: bool
-    norm_topk_prob: bool
-    routed_scaling_factor: float
-
-
-def check_chain(config: ChainSettings) -> None:
-    """Refuse settings of which no chain can be made.
-
-    Raises:
-        ConfigError: Says which key, what is wrong with it, and what it may be.
-    """
-    for key, allowed in (
-        ("gating", GATINGS),
-        ("residual", RESIDUALS),
-        ("norm", NORMS),
-        ("shared_experts", SHARED_EXPERTS),
-        ("scores", SCORES),
-    ):
-        value = getattr(config, key)
-        if value not in allowed:
-            raise ConfigError(f"{key}={value!r} is unknown: give one of {', '.join(allowed)}")
-    _check_counts(config)
-    _check_groups(config)
-    if config.halting_threshold is not None and not config.halting_threshold >= 0:
-        raise ConfigError(
-            f"halting_threshold={config.halting_threshold} must not be negative: it is the size of "
-            f"an update, relative to what it is added to, below which a token stops"
-        )
-
-
-def _check_counts(config: ChainSettings) -> None:
-    for key in ("num_experts", "num_experts_per_tok", "num_iterations"):
-        if getattr(config, key) < 1:
-            raise ConfigError(f"{key}={getattr(config, key)} must be at least 1")
-    if config.active_iterations is not None and config.active_iterations < 1:
-        raise ConfigError(
-            f"active_iterations={config.active_iterations} must be at least 1, or None"
-        )
-    if config.num_experts_per_tok > config.num_experts:
-        raise ConfigError(
-            f"num_experts_per_tok={config.num_experts_per_tok} is more than "
-            f"num_experts={config.num_experts}: lower it"
-        )
-
-
-def _check_groups(config: ChainSettings) -> None:
-    groups, chosen = config.n_group, config.topk_group
-    if (groups is None) != (chosen is None):
-        raise ConfigError(f"n_group={groups} and topk_group={chosen}: give both, or neither")
-    if groups is None or chosen is None:
-        return
-    if groups < 1 or config.num_experts % groups:
-        raise ConfigError(f"num_experts={config.num_experts} do not split into n_group={groups}")
-    reach = chosen * config.num_experts // groups
-    if not 1 <= chosen <= groups or reach < config.num_experts_per_tok:
-        raise ConfigError(
-            f"topk_group={chosen} of n_group={groups} leaves {reach} experts, of which "
-            f"num_experts_per_tok={config.num_experts_per_tok} are to be chosen"
-        )
-
-
-class ChainRouter(nn.Module):
-    """The router of an iteration: a gate, scores, and the K best of them.
-
-    s = softmax(W x), or sigmoid(W x); g_i = s_i for the K largest, or of the best groups only, else
-    0 (arXiv 2506.18945, eq. 3; groups as DeepSeek-V2 has them for softmax, V3 for sigmoid). A bias
-    moves the selection and never a weight.
-    """
-
-    def __init__(self, config: ChainSettings) -> None:
-        super().__init__()
-        self.config = config
-        self.top_k = config.num_experts_per_tok
-        self.num_experts = config.num_experts
-        kept = torch.float32 if config.router_float32 else None  # whatever the model's is
-        self.weight = nn.Parameter(torch.zeros(config.num_experts, config.hidden_size, dtype=kept))
-        if config.router_bias:
-            bias_E = torch.zeros(config.num_experts, dtype=torch.float32)
-            self.e_score_correction_bias = nn.Buffer(bias_E)
-
-    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Route.
-
-        Args:
-            hidden_states: (T, H).
-
-        Returns:
-            (T, E) logits, (T, K) weights and (T, K) expert numbers, the best first.
-        """
-        config = self.config
-        weight_EH: Tensor = self.weight
-        wide = torch.promote_types(hidden_states.dtype, torch.float32)
-        if config.router_float32:
-            hidden_states, weight_EH = hidden_states.to(wide), weight_EH.to(wide)
-        logits_TE = nn.functional.linear(hidden_states, weight_EH)
-        softmax = config.scores == "softmax"
-        scores_TE = logits_TE.softmax(-1, dtype=wide) if softmax else logits_TE.to(wide).sigmoid()
-        index_TK = self._eligible(scores_TE).topk(self.top_k, dim=-1).indices
-        weights_TK = scores_TE.gather(1, index_TK)
-        if config.norm_topk_prob:
-            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
-        weights_TK = weights_TK * config.routed_scaling_factor
-        kept = wide if config.weights_float32 else logits_TE.dtype
-        return logits_TE, weights_TK.to(kept), index_TK
-
-    def _eligible(self, scores_TE: Tensor) -> Tensor:
-        """What is selected from: biased scores, those of other groups gone."""
-        config = self.config
-        if config.router_bias:
-            scores_TE = scores_TE + self.e_score_correction_bias
-        if config.n_group is None or config.topk_group is None:
-            return scores_TE
-        grouped_TGe = scores_TE.view(len(scores_TE), config.n_group, -1)
-        if config.scores == "softmax":
-            best_TG = grouped_TGe.amax(-1)
-        else:
-            best_TG = grouped_TGe.topk(min(2, grouped_TGe.shape[-1]), dim=-1).values.sum(-1)
-        chosen_TG = best_TG.topk(config.topk_group, dim=-1).indices
-        closed_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter(1, chosen_TG, value=False)
-        open_TGe: Tensor = grouped_TGe.masked_fill(closed_TG[..., None], float("-inf"))
-        return open_TGe.flatten(1)
 
 
 class Routed(NamedTuple):
@@ -306,7 +156,7 @@ class Chain(nn.Module):
             if halted_T is not None:
                 moved_TH = torch.where(halted_T[:, None], x_TH, moved_TH)
             if config.halting_threshold is not None and not self.training:
-                small_T = _ratio(moved_TH - x_TH, x_TH) < config.halting_threshold
+                small_T = relative_size(moved_TH - x_TH, x_TH) < config.halting_threshold
                 halted_T = small_T if halted_T is None else halted_T | small_T
             x_TH = moved_TH
             if halted_T is not None and bool(halted_T.all()):
@@ -356,8 +206,8 @@ class Chain(nn.Module):
         return update_TH + start_TH if self.config.residual == "init" else update_TH
 
 
-def _ratio(update_TH: Tensor, x_TH: Tensor) -> Tensor:
-    """(T,) size of an update, relative to what it is added to."""
+def relative_size(update_TH: Tensor, x_TH: Tensor) -> Tensor:
+    """(T,) ‖update‖ / ‖x‖, in float32: how large an update is beside what it is added to."""
     size_T: Tensor = torch.linalg.vector_norm(x_TH.float(), dim=-1)
     moved_T: Tensor = torch.linalg.vector_norm(update_TH.float(), dim=-1)
     return moved_T / size_T.clamp(min=1e-12)

@@ -22,7 +22,7 @@ from expertmix.core.by_text import GROUPS, add_to_groups, group_of, ratio
 from expertmix.core.estimate import Estimate
 from expertmix.core.tokens import Bookkeeper, Tokens
 from expertmix.errors import NoSitesError, UnsupportedRuntimeError
-from expertmix.experts.chain import Chain, Iteration
+from expertmix.experts.chain import Chain, Iteration, relative_size
 from expertmix.experts.passes import full_models, read_inputs
 
 _SIZE, _COSINE = 0, 1
@@ -144,9 +144,8 @@ class UpdateMeter:
             )
         runs_T = self._tokens.real if halted_T is None else self._tokens.real & ~halted_T.cpu()
         update_TH = update_TH.detach().float()
-        moved_T = torch.linalg.vector_norm(update_TH, dim=-1)
-        size_T = torch.linalg.vector_norm(x_TH.detach().float(), dim=-1).clamp(min=1e-12)
-        self._mean(name, number, _SIZE).add((moved_T / size_T).cpu(), runs_T, self._tokens)
+        size_T = relative_size(update_TH, x_TH.detach())
+        self._mean(name, number, _SIZE).add(size_T.cpu(), runs_T, self._tokens)
         before_TH = self._before.get(name) if number else None
         if before_TH is not None:
             cosine_T = torch.cosine_similarity(before_TH, update_TH, dim=-1).cpu()

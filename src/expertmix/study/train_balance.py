@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expertmix.experts.chain import Chain, ChainRouter, Iteration
+from expertmix.experts.chain import Chain, Iteration
+from expertmix.experts.chain_router import ChainRouter
 
 
 class BiasBalance:

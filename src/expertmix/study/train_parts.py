@@ -9,7 +9,8 @@ from torch import nn
 
 from expertmix.bindings.discovery import find_blocks
 from expertmix.errors import ConfigError
-from expertmix.experts.chain import ChainRouter, Iteration
+from expertmix.experts.chain import Iteration
+from expertmix.experts.chain_router import ChainRouter
 from expertmix.study.train_settings import Lora, What
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from expertmix.bindings.discovery import Block, find_layers
 from expertmix.core.site import Site
 from expertmix.errors import NoSitesError
-from expertmix.experts.chain import ChainRouter, Iteration
+from expertmix.experts.chain import Iteration, relative_size
+from expertmix.experts.chain_router import ChainRouter
 
 _RETAINED, _ENTROPY, _UPDATE, _TOKENS, _PAIRS, _ROUTED, _UPDATED = range(7)
 
@@ -184,10 +185,9 @@ class RoutingWatch:
     def _updated(self, number: int, args: tuple[Any, ...], output: Any) -> None:
         if not self._looking:
             return
-        size_T = torch.linalg.vector_norm(args[0].detach().float(), dim=-1).clamp(min=1e-12)
-        moved_T = torch.linalg.vector_norm(output[0].detach().float(), dim=-1)
+        size_T = relative_size(output[0].detach(), args[0].detach())
         tally = self._tally(number, args[1], size_T.device)
-        tally.sums[_UPDATE] += (moved_T / size_T).sum()
+        tally.sums[_UPDATE] += size_T.sum()
         tally.sums[_UPDATED] += len(size_T)
 
     def _tally(self, number: int, turn: int, device: torch.device) -> _Tally:

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
 from expertmix.errors import ConfigError
-from expertmix.experts.chain import check_chain
+from expertmix.experts.chain_settings import check_chain
 
 ATTENTIONS = ("llama", "olmoe", "qwen2", "qwen3", "mla")
 

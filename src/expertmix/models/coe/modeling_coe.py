@@ -33,7 +33,8 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from expertmix.experts.chain import Chain, ChainRouter, Iteration
+from expertmix.experts.chain import Chain, Iteration
+from expertmix.experts.chain_router import ChainRouter
 from expertmix.experts.products import NAME
 from expertmix.models.coe.configuration_coe import CoeConfig
 from expertmix.models.coe.losses import balance_loss, z_loss
