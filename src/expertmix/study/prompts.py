@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from expertmix.errors import ConfigError
+from expertmix.study.text_files import read_text
 
 _TEXT_KEYS = ("text", "prompt")
 _KNOWN = (*_TEXT_KEYS, "label")
@@ -44,7 +45,7 @@ def read_prompts(path: str | Path) -> tuple[Prompt, ...]:
     read_line = _reader(path)
     prompts = tuple(
         read_line(line, f"{path.name}:{number}")
-        for number, line in enumerate(_read(path).split("\n"), 1)
+        for number, line in enumerate(read_text(path, "prompt file").split("\n"), 1)
         if line.strip()
     )
     if not prompts:
@@ -60,17 +61,6 @@ def _reader(path: Path) -> Callable[[str, str], Prompt]:
             f"rename it"
         )
     return readers[path.suffix]
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as problem:
-        raise ConfigError(f"there is no prompt file {path}") from problem
-    except UnicodeDecodeError as problem:
-        raise ConfigError(f"{path} is not UTF-8 text: {problem}") from problem
-    except OSError as problem:
-        raise ConfigError(f"cannot read {path}: {problem.strerror or problem}") from problem
 
 
 def _from_text(line: str, where: str) -> Prompt:

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expertmix.errors import ConfigError
+from expertmix.study.text_files import read_text
 
 _Numbered = Iterator[tuple[int, Any]]
 
@@ -101,11 +102,11 @@ def normalized(text: str) -> str:
 
 def _documents(path: Path, column: str, unit: str) -> Iterator[Document]:
     if path.suffix == ".txt":
-        rows = _units(_content(path), unit)
+        rows = _units(read_text(path), unit)
     elif path.suffix == ".parquet":
         rows = _parquet(path, column)
     elif path.suffix in _READERS:
-        rows = _READERS[path.suffix](_content(path), path.name, column)
+        rows = _READERS[path.suffix](read_text(path), path.name, column)
     else:
         raise ConfigError(
             f"{path} is neither .jsonl, .csv, .parquet nor .txt: convert or rename it"
@@ -128,17 +129,6 @@ def _checked(text: Any, where: str) -> str:
         half = ascii(problem.object[problem.start])
         raise ConfigError(f"{where}: {half} is half a character: write all of it") from problem
     return text
-
-
-def _content(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as problem:
-        raise ConfigError(f"there is no file {path}") from problem
-    except UnicodeDecodeError as problem:
-        raise ConfigError(f"{path} is not UTF-8 text: {problem}") from problem
-    except OSError as problem:
-        raise ConfigError(f"cannot read {path}: {problem.strerror or problem}") from problem
 
 
 def _units(text: str, unit: str) -> _Numbered:
