@@ -18,7 +18,7 @@ from .fetch_transformers_tests import WANTED, folder_of_tests
 
 pytestmark = pytest.mark.filterwarnings("default")  # theirs are not written for warnings as errors
 
-if not all((folder_of_tests() / name).exists() for name in WANTED):
+if not (folder_of_tests() / WANTED).exists():
     pytest.skip(
         "transformers' own tests are not there: run tests/models/fetch_transformers_tests.py",
         allow_module_level=True,
